@@ -1,0 +1,2 @@
+//! The `nlbus` command: parse, set up logging, call the library.
+fn main() {}

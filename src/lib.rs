@@ -1,0 +1,1 @@
+//! The kernel's own message format as a message bus.
