@@ -1,1 +1,3 @@
 //! The kernel's own message format as a message bus.
+
+pub mod wire;

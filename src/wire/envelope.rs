@@ -1,0 +1,186 @@
+//! The frame: a netlink header, two addresses, attributes.
+
+use super::attribute::{Attributes, CDATA, NLA_HEADER_LEN, PAYLOAD_MAX};
+use super::fault::{Fault, Malformed, TooBig};
+use super::header::{HEADER_LEN, Header};
+use super::{ENVELOPE_LEN, PAYLOAD_OFFSET, align4};
+
+/// The type of every frame's outer header.
+pub const TRANSPORT_TYPE: u16 = 15;
+
+/// The type of the inner message of a control frame, and of a socket operation to a kernel subsystem.
+pub const CONTROL_TYPE: u16 = 14;
+
+/// The bits of an envelope's `flags`.
+pub mod flag {
+    /// The payload is a control message for the broker that receives it.
+    pub const CONTROL: u16 = 0x1;
+    /// The frame answers another.
+    pub const RESPONSE: u16 = 0x4;
+    /// The frame says that another could not be delivered or handled.
+    pub const EXCEPTION: u16 = 0x10;
+    /// The sender waits for an answer: what cannot be delivered comes back as an EXCEPTION.
+    pub const ASK: u16 = 0x20;
+    /// The high byte counts the hops between brokers.
+    pub const HOPS_MASK: u16 = 0xff00;
+}
+
+/// The fixed part of a frame, without its length: what routing reads and an answer echoes.
+///
+/// | offset | field |
+/// |---|---|
+/// | 0 | length u32 (derived) |
+/// | 4 | type u16 = 15 |
+/// | 6 | `flags` u16 |
+/// | 8 | `sequence` u32 |
+/// | 12 | `pid` u32 |
+/// | 16 | `dst` u32 |
+/// | 20 | `src` u32 |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EnvelopeHead {
+    /// Bits of [`flag`].
+    pub flags: u16,
+    /// The sender's number for this frame; brokers never touch it.
+    pub sequence: u32,
+    /// The sender's process id; brokers never touch it.
+    pub pid: u32,
+    /// Where the frame goes.
+    pub dst: u32,
+    /// Where an answer goes.
+    pub src: u32,
+}
+
+impl EnvelopeHead {
+    /// Reads the fixed part of a whole frame, as [`Frames`](super::Frames) yields it. Neither the type
+    /// nor the attributes are judged; `None` if there are fewer than 24 bytes.
+    #[inline(always)]
+    pub fn read(frame: &[u8]) -> Option<(u16, Self)> {
+        let bytes = frame.first_chunk::<ENVELOPE_LEN>()?;
+        let (header, head) = split_head(bytes);
+        Some((header.kind, head))
+    }
+
+    /// Overwrites both addresses of a frame in place. Frames shorter than 24 bytes stay as they are.
+    #[inline(always)]
+    pub fn rewrite(frame: &mut [u8], dst: u32, src: u32) {
+        if let Some(bytes) = frame.first_chunk_mut::<ENVELOPE_LEN>() {
+            bytes[16..20].copy_from_slice(&dst.to_le_bytes());
+            bytes[20..24].copy_from_slice(&src.to_le_bytes());
+        }
+    }
+
+    /// The 28 bytes that stand before a payload of `length` bytes. The payload is to be followed by
+    /// `align4(length) - length` zero bytes.
+    ///
+    /// # Errors
+    /// [`TooBig`] above [`PAYLOAD_MAX`].
+    #[inline(always)]
+    pub fn before_payload(&self, length: usize) -> Result<[u8; PAYLOAD_OFFSET], TooBig> {
+        if length > PAYLOAD_MAX {
+            return Err(TooBig { length, max: PAYLOAD_MAX });
+        }
+        let mut bytes = [0; PAYLOAD_OFFSET];
+        bytes[..ENVELOPE_LEN].copy_from_slice(&self.fixed(align4(PAYLOAD_OFFSET + length)));
+        let nla_length = (NLA_HEADER_LEN + length) as u16;
+        bytes[24..26].copy_from_slice(&nla_length.to_le_bytes());
+        bytes[26..28].copy_from_slice(&CDATA.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// Appends a whole frame with `payload` as its CDATA.
+    ///
+    /// # Errors
+    /// [`TooBig`] above [`PAYLOAD_MAX`]; `out` is then untouched.
+    #[inline]
+    pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), TooBig> {
+        let before = self.before_payload(payload.len())?;
+        let pad = align4(payload.len()) - payload.len();
+        out.reserve(PAYLOAD_OFFSET + payload.len() + pad);
+        out.extend_from_slice(&before);
+        out.extend_from_slice(payload);
+        out.extend_from_slice(&[0; 3][..pad]);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn fixed(&self, frame_length: usize) -> [u8; ENVELOPE_LEN] {
+        let header = Header {
+            length: frame_length as u32,
+            kind: TRANSPORT_TYPE,
+            flags: self.flags,
+            sequence: self.sequence,
+            pid: self.pid,
+        };
+        let mut bytes = [0; ENVELOPE_LEN];
+        bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+        bytes[16..20].copy_from_slice(&self.dst.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.src.to_le_bytes());
+        bytes
+    }
+}
+
+/// A checked view of one whole frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// The fixed part.
+    pub head: EnvelopeHead,
+    attributes: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    /// Looks at `frame`, which is one whole frame. Attributes are judged when they are walked.
+    ///
+    /// # Errors
+    /// [`Fault::HeaderCut`] below 24 bytes, [`Fault::LengthMismatch`] if the length field is not
+    /// `frame.len()`, [`Fault::NotTransport`] for another type.
+    #[inline(always)]
+    pub fn parse(frame: &'a [u8]) -> Result<Self, Malformed> {
+        let Some((bytes, attributes)) = frame.split_first_chunk::<ENVELOPE_LEN>() else {
+            return Err(Malformed::new(Fault::HeaderCut, frame.len()));
+        };
+        let (header, head) = split_head(bytes);
+        if header.length as usize != frame.len() {
+            return Err(Malformed::new(Fault::LengthMismatch, 0));
+        }
+        if header.kind != TRANSPORT_TYPE {
+            return Err(Malformed::new(Fault::NotTransport, 4));
+        }
+        Ok(Self { head, attributes })
+    }
+
+    /// Walks the attributes; offsets count from the start of the frame.
+    #[inline(always)]
+    pub fn attributes(&self) -> Attributes<'a> {
+        Attributes::new(self.attributes, ENVELOPE_LEN)
+    }
+
+    /// The first CDATA. Other attributes are skipped, but every one is checked.
+    ///
+    /// # Errors
+    /// The first fault of the attributes, or [`Fault::NoPayload`].
+    #[inline]
+    pub fn payload(&self) -> Result<&'a [u8], Malformed> {
+        let mut payload = None;
+        for attribute in self.attributes() {
+            let attribute = attribute?;
+            if attribute.kind == CDATA && payload.is_none() {
+                payload = Some(attribute.payload);
+            }
+        }
+        payload.ok_or(Malformed::new(Fault::NoPayload, ENVELOPE_LEN))
+    }
+}
+
+#[inline(always)]
+fn split_head(bytes: &[u8; ENVELOPE_LEN]) -> (Header, EnvelopeHead) {
+    let [header @ .., d0, d1, d2, d3, s0, s1, s2, s3] = bytes;
+    let header = Header::from_bytes(header);
+    let head = EnvelopeHead {
+        flags: header.flags,
+        sequence: header.sequence,
+        pid: header.pid,
+        dst: u32::from_le_bytes([*d0, *d1, *d2, *d3]),
+        src: u32::from_le_bytes([*s0, *s1, *s2, *s3]),
+    };
+    (header, head)
+}
