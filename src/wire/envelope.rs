@@ -69,6 +69,16 @@ impl EnvelopeHead {
         }
     }
 
+    /// Overwrites the fixed part of a whole frame, but for its length. Frames shorter than 24 bytes stay
+    /// as they are.
+    #[inline]
+    pub fn write_over(&self, frame: &mut [u8]) {
+        let length = frame.len();
+        if let Some(bytes) = frame.first_chunk_mut::<ENVELOPE_LEN>() {
+            *bytes = self.fixed(length);
+        }
+    }
+
     /// The 28 bytes that stand before a payload of `length` bytes. The payload is to be followed by
     /// `align4(length) - length` zero bytes.
     ///
