@@ -44,9 +44,9 @@ pub enum Action {
         /// The link.
         link: LinkId,
     },
-    /// There is now a subscription, or there is none any more. To be carried out before what follows:
-    /// the answer to SUBSCRIBE promises that events are seen from then on.
-    EventsWanted(bool),
+    /// The first subscription came, or the last one went. To be carried out before what follows: the
+    /// answer to SUBSCRIBE promises that events are seen from then on.
+    EventsChanged,
     /// A return address is gone; a local provider lets go of what it keeps for it.
     Gone {
         /// The provider's link.

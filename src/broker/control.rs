@@ -146,7 +146,7 @@ impl Broker {
             return refuse(errno::ENOSPC, "this link has as many subscriptions as it may");
         };
         if self.subscriptions.len() == 0 {
-            actions.list.push(Action::EventsWanted(true));
+            actions.list.push(Action::EventsChanged);
         }
         self.subscriptions.insert(Subscription { link: from, cid, from: from_subsystem, keys });
         Ok(vec![(ControlAttribute::Cid, cid)])
@@ -168,7 +168,7 @@ impl Broker {
             link.cids_free.push(cid);
         }
         if self.subscriptions.len() == 0 {
-            actions.list.push(Action::EventsWanted(false));
+            actions.list.push(Action::EventsChanged);
         }
         Ok(Answer::new())
     }

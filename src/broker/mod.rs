@@ -118,7 +118,7 @@ impl Broker {
         let before = self.subscriptions.len();
         self.subscriptions.remove_link(id);
         if before > 0 && self.subscriptions.len() == 0 {
-            actions.list.push(Action::EventsWanted(false));
+            actions.list.push(Action::EventsChanged);
         }
     }
 
