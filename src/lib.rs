@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod endpoint;
 pub mod node;
+pub mod service;
 pub mod transport;
 pub mod url;
 pub mod wire;

@@ -57,6 +57,8 @@ pub(super) struct Link {
     pid: u32,
     /// The last handle is gone.
     closing: Notify,
+    /// The link has ended.
+    over: Notify,
 }
 
 #[derive(Default)]
@@ -89,6 +91,7 @@ impl Link {
             sequence: AtomicU32::new(0),
             pid: process::id(),
             closing: Notify::new(),
+            over: Notify::new(),
         });
         tokio::spawn(read_loop(Arc::clone(&link), receiver));
         Arc::new(Handle(link))
@@ -232,6 +235,19 @@ impl Link {
         state.providers.clear();
         for subscriber in state.subscribers.drain(..) {
             subscriber.end();
+        }
+        drop(state);
+        self.over.notify_waiters();
+    }
+
+    /// Waits until the link has ended. Cancel-safe.
+    pub(super) async fn ended(&self) {
+        loop {
+            let notified = self.over.notified();
+            if lock(&self.state).ended.is_some() {
+                return;
+            }
+            notified.await;
         }
     }
 

@@ -7,7 +7,7 @@ mod request;
 mod subscribe;
 
 pub use error::{ConnectError, RequestError};
-pub use provide::{Incoming, Provider, Request, Responder};
+pub use provide::{Incoming, Provider, Publisher, Request, Responder};
 pub use request::{REQUEST_DEADLINE, Replies, Reply, RequestOptions};
 pub use subscribe::{Event, Filter, Subscription};
 

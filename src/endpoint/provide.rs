@@ -90,8 +90,22 @@ impl Provider {
         self.requests.recv().await
     }
 
-    /// Broadcasts `frame`, whose payload of `length` bytes stands at offset 28 and is followed by room
-    /// for padding to a multiple of 4, as coming from this subsystem. Nothing is copied.
+    /// Broadcasts as this subsystem, apart from taking requests.
+    pub fn publisher(&self) -> Publisher {
+        Publisher { link: Arc::clone(&self.handle.0), port: self.port }
+    }
+}
+
+/// Broadcasts as coming from a subsystem. Does not keep the link up.
+#[derive(Clone)]
+pub struct Publisher {
+    link: Arc<Link>,
+    port: u32,
+}
+
+impl Publisher {
+    /// Broadcasts a payload of `length` bytes that stands at offset 28 of `frame`, followed by room for
+    /// padding to a multiple of 4. Nothing is copied.
     ///
     /// # Errors
     /// [`RequestError::TooBig`], [`RequestError::Lost`].
@@ -102,8 +116,13 @@ impl Provider {
         frame: &mut [u8],
         length: usize,
     ) -> Result<(), RequestError> {
-        let head = self.handle.0.head(0, 0, 0, self.port);
-        send_in_place(&self.handle.0, head, frame, length).await
+        let head = self.link.head(0, 0, 0, self.port);
+        send_in_place(&self.link, head, frame, length).await
+    }
+
+    /// Waits until the link has ended. Cancel-safe.
+    pub async fn ended(&self) {
+        self.link.ended().await;
     }
 }
 

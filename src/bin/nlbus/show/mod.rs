@@ -18,6 +18,7 @@
 //! an attribute too short to read is left out; neither panics.
 
 mod addr;
+mod command;
 mod devices;
 mod layer;
 mod link;
@@ -29,6 +30,8 @@ mod rule;
 mod table;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use command::{Args, fetch, run};
 
 use std::{io, str::FromStr};
 
