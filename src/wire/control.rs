@@ -10,6 +10,15 @@ use super::header::{HEADER_LEN, Header, header};
 use super::{PAYLOAD_OFFSET, align4};
 use nom::Parser as _;
 
+/// The version of the protocol, as HELLO carries it.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The version in the generic netlink header of a control message.
+pub const CONTROL_VERSION: u8 = 0;
+
+/// The number of a link's first subscription; the next ones count down, as in the original.
+pub const CID_FIRST: u32 = 1023;
+
 const GENL_HEADER_LEN: usize = 4;
 const ATTRIBUTES_AT: usize = HEADER_LEN + GENL_HEADER_LEN;
 /// NLA_F_NESTED and NLA_F_NET_BYTEORDER.
@@ -230,7 +239,7 @@ impl<'a> Control<'a> {
             return Err(Malformed::new(Fault::NotControl, 4));
         }
         let [number, version, reserved @ ..] = genl;
-        if version != 0 {
+        if version != CONTROL_VERSION {
             return Err(Malformed::new(Fault::VersionUnknown, HEADER_LEN + 1));
         }
         if reserved != [0, 0] {
@@ -373,6 +382,7 @@ impl<'o> ControlBuilder<'o> {
         let start = out.len();
         let mut fixed = [0; PAYLOAD_OFFSET + ATTRIBUTES_AT];
         fixed[PAYLOAD_OFFSET + HEADER_LEN] = command as u8;
+        fixed[PAYLOAD_OFFSET + HEADER_LEN + 1] = CONTROL_VERSION;
         out.extend_from_slice(&fixed);
         Self { out, start, head }
     }

@@ -23,6 +23,22 @@ pub mod flag {
     pub const ASK: u16 = 0x20;
     /// The high byte counts the hops between brokers.
     pub const HOPS_MASK: u16 = 0xff00;
+    /// The most hops between brokers that a frame makes.
+    pub const HOPS_MAX: u16 = 8;
+}
+
+/// Where a frame can go: the ranges that `dst` and `src` are read by.
+pub mod address {
+    /// As `dst`, whoever subscribed; as `src`, a sender without ports.
+    pub const SUBSCRIBERS: u32 = 0;
+    /// The first subsystem that a broker provides. The original's clients send here without asking.
+    pub const SUBSYSTEM_FIRST: u32 = 0x0001_0003;
+    /// The last address that a subsystem can have.
+    pub const SUBSYSTEM_LAST: u32 = 0x0001_ffff;
+    /// Return addresses lie between this one and [`BROADCAST`], the latter left out.
+    pub const RETURN_FIRST: u32 = 0x8000_0000;
+    /// As `dst`, whoever subscribed.
+    pub const BROADCAST: u32 = u32::MAX;
 }
 
 /// The fixed part of a frame, without its length: what routing reads and an answer echoes.

@@ -48,6 +48,8 @@ pub mod nlm {
 const ERROR_TEXT: u16 = 1;
 /// NLMSGERR_ATTR_OFFS: the offset in the request that the text is about.
 const ERROR_OFFSET: u16 = 2;
+/// The longest text, in bytes, that [`ErrorMessage::emit`] sends: about what a person reads.
+const ERROR_TEXT_MAX: usize = 1024;
 
 /// A checked view of one inner message.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +197,7 @@ impl<'a> ErrorMessage<'a> {
     }
 
     /// The bytes of an NLMSG_ERROR that answers `request` with `code` (negative) and `text`. The
-    /// request's payload is not echoed.
+    /// request's payload is not echoed. A text above 1,024 bytes is cut, between two characters.
     pub fn emit(code: i32, request: &Header, text: &str) -> Vec<u8> {
         let mut message = MessageBuilder::new(nlm::ERROR, nlm::CAPPED)
             .sequence(request.sequence)
@@ -203,7 +205,8 @@ impl<'a> ErrorMessage<'a> {
             .body(&code.to_le_bytes())
             .body(&request.to_bytes());
         if !text.is_empty() {
-            let mut words = text.as_bytes()[..text.len().min(PAYLOAD_MAX - 1)].to_vec();
+            let end = (0..=text.len().min(ERROR_TEXT_MAX)).rfind(|&end| text.is_char_boundary(end));
+            let mut words = text.as_bytes()[..end.unwrap_or(0)].to_vec();
             words.push(0);
             message = message.flag(nlm::ACK_TLVS).attribute(ERROR_TEXT, &words).unwrap_or_else(
                 |TooBig { .. }| unreachable!("the text was cut to what one attribute holds"),
