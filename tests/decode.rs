@@ -216,7 +216,7 @@ fn text_that_is_no_hex_is_refused_with_its_line() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let assert = decode(&["no/such/file"]).assert().code(1).stdout("");
+    let assert = decode(&["no/such/file"]).assert().code(5).stdout("");
     shows(&String::from_utf8_lossy(&assert.get_output().stderr), &["cannot read no/such/file"]);
 }
 

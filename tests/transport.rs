@@ -25,7 +25,7 @@ fn unix_url(path: &Path) -> BusUrl {
 fn has_ipv6() -> bool {
     let outcome = std::net::TcpListener::bind("[::1]:0");
     if let Err(error) = &outcome {
-        println!("skipped: no IPv6 on this host: {error}");
+        eprintln!("skipped: no IPv6 on this host: {error}");
     }
     outcome.is_ok()
 }

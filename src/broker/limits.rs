@@ -11,7 +11,8 @@ use crate::wire::FRAME_MAX;
 pub struct Limits {
     /// Links that are up at once. Default 16,384; a further one is closed at once.
     pub links_max: usize,
-    /// Longest frame in bytes that is taken from any link; a longer one closes its link. Default 65,560.
+    /// Longest frame in bytes that is taken from any link; a longer one closes its link. Default 65,560,
+    /// which is also the most there can be.
     pub frame_bytes_max: usize,
     /// Ports of one link that have a return address. Default 1,024; `ENOSPC`. About 100 bytes each.
     pub ports_per_link_max: usize,

@@ -32,8 +32,8 @@ use subscriptions::Subscriptions;
 use subsystems::Subsystems;
 
 use crate::wire::{
-    Envelope, EnvelopeHead, ErrorMessage, Fault, Frames, Header, Malformed, TRANSPORT_TYPE, errno,
-    flag,
+    Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
+    TRANSPORT_TYPE, errno, flag,
 };
 
 /// The address of everybody who subscribed; 0 means the same.
@@ -62,8 +62,9 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker without links.
-    pub fn new(limits: Limits) -> Self {
+    /// A broker without links. Of [`Limits::frame_bytes_max`] no more is taken than [`FRAME_MAX`].
+    pub fn new(mut limits: Limits) -> Self {
+        limits.frame_bytes_max = limits.frame_bytes_max.min(FRAME_MAX);
         Self { limits, ..Self::default() }
     }
 

@@ -1,7 +1,7 @@
 //! Subscriptions: which broadcasts a link wants.
 
 use super::link::LinkId;
-use crate::wire::Key;
+use crate::wire::{Header, Key, nlm};
 
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -14,10 +14,15 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// An overrun of the subsystem itself concerns every subscription to it, whatever its keys.
     fn wants(&self, from: u32, message: &[u8]) -> bool {
         self.from.is_none_or(|wanted| wanted == from)
-            && self.keys.iter().all(|key| key.matches(message))
+            && (is_overrun(message) || self.keys.iter().all(|key| key.matches(message)))
     }
+}
+
+fn is_overrun(message: &[u8]) -> bool {
+    Header::parse(message).is_ok_and(|header| header.kind == nlm::OVERRUN)
 }
 
 #[derive(Debug, Default)]

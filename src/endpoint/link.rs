@@ -267,10 +267,23 @@ impl Link {
             match provider {
                 Some(requests) => {
                     let request = Request::new(Arc::clone(self), head, frame);
-                    let _ = requests.send(Incoming::Request(request)).await;
+                    self.dispatch_request(&requests, request).await;
                 }
                 None => self.dispatch_reply(&head, frame).await,
             }
+        }
+    }
+
+    async fn dispatch_request(&self, requests: &mpsc::Sender<Incoming>, request: Request) {
+        let full = match requests.try_send(Incoming::Request(request)) {
+            Err(mpsc::error::TrySendError::Full(incoming)) => incoming,
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return,
+        };
+        match (&self.sender, &full) {
+            (Sender::Socket(writer), Incoming::Request(request)) if request.asks() => {
+                writer.offer(&request.busy());
+            }
+            _ => drop(requests.send(full).await),
         }
     }
 

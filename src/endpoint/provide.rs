@@ -11,11 +11,12 @@ use super::link::{Frame, Handle, Link};
 use super::request::REQUEST_DEADLINE;
 use crate::wire::{
     Command, ControlAttribute, Envelope, EnvelopeHead, ErrorMessage, Header, Malformed,
-    PAYLOAD_OFFSET, TooBig, align4, flag,
+    PAYLOAD_OFFSET, TooBig, align4, errno, flag,
 };
 
-/// How many requests wait to be taken; past that their senders are held back.
-const REQUESTS_MAX: usize = 64;
+/// How many requests wait to be taken. Past that, over a socket, those that ask are answered with EBUSY,
+/// so that the answers to this program's own requests still get through; everything else is held back.
+const REQUESTS_MAX: usize = 1_024;
 
 /// What a provider receives.
 #[derive(Debug)]
@@ -181,9 +182,24 @@ impl Request {
 
     /// Where answers go, apart from the request itself, which may be dropped.
     pub fn responder(&self) -> Responder {
+        Responder { link: Arc::clone(&self.link), head: self.answer_head() }
+    }
+
+    fn answer_head(&self) -> EnvelopeHead {
         let flags = if self.asks() { flag::RESPONSE } else { 0 };
-        let head = EnvelopeHead { flags, dst: self.head.src, src: self.head.dst, ..self.head };
-        Responder { link: Arc::clone(&self.link), head }
+        EnvelopeHead { flags, dst: self.head.src, src: self.head.dst, ..self.head }
+    }
+
+    /// The frame that says that there are too many requests.
+    pub(super) fn busy(&self) -> Vec<u8> {
+        let request = self.payload().and_then(|payload| Header::parse(&payload));
+        let text = "too many requests are waiting";
+        let error = ErrorMessage::emit(-errno::EBUSY, &request.unwrap_or_default(), text);
+        let mut frame = Vec::new();
+        self.answer_head().emit(&error, &mut frame).unwrap_or_else(|too_big| {
+            unreachable!("an error message is far below {}", too_big.max);
+        });
+        frame
     }
 }
 

@@ -53,8 +53,8 @@ pub enum Event {
         /// What was broadcast, as it was: one or more messages.
         payload: Bytes,
     },
-    /// This many frames before the next event were lost, here or at the broker: the subscriber was too
-    /// slow. A table that is kept up to date from events is to be read anew.
+    /// At least this many frames before the next event were lost, here, at the broker or in the kernel:
+    /// the subscriber was too slow. A table that is kept up to date from events is to be read anew.
     Lost(u64),
 }
 
@@ -202,9 +202,9 @@ impl Subscriber {
     }
 }
 
-/// The count in the frame that a broker sends to a slow subscriber.
+/// The count in the message that says that events were lost; at least 1, as a kernel does not say.
 fn overrun(payload: &[u8]) -> Option<u64> {
     let message = Messages::new(payload).next()?.ok()?;
     let count = message.body().first_chunk::<4>().map(|count| u32::from_le_bytes(*count))?;
-    (message.header.kind == nlm::OVERRUN).then_some(u64::from(count))
+    (message.header.kind == nlm::OVERRUN).then_some(u64::from(count.max(1)))
 }

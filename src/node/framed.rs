@@ -109,6 +109,13 @@ impl FrameWriter {
         }
     }
 
+    /// Sends a run of whole frames if there is room, and else drops it. Never waits.
+    pub fn offer(&self, run: &[u8]) {
+        if self.outbox.push(run, Delivery::Hold) == Pushed::Taken {
+            self.outbox.flush();
+        }
+    }
+
     /// Waits until everything is handed to the socket, or the link is closed. Cancel-safe.
     pub async fn drained(&self) {
         self.outbox.drained().await;

@@ -213,7 +213,11 @@ impl Outbox {
                 written
             });
             tokio::select! {
-                result = written => if result.is_err() { break result },
+                result = written => match result {
+                    // who pushed while this task was at the socket has left its bytes to it
+                    Ok(()) => self.flush(),
+                    Err(_) => break result,
+                },
                 () = self.closed() => break Ok(()),
             }
         };
