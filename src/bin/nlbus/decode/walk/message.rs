@@ -32,6 +32,7 @@ impl Walk<'_, '_> {
             }
             CONTROL_TYPE => self.control(body, false)?,
             nlm::ERROR | nlm::DONE => self.error(part)?,
+            nlm::OVERRUN => self.overrun(body)?,
             kind if kind < nlm::MIN_TYPE => self.bytes("body", body, self.cut)?,
             kind => self.body(kind, body)?,
         }
@@ -53,6 +54,14 @@ impl Walk<'_, '_> {
             .hex("flags", header.flags.into(), flags)
             .number("sequence", header.sequence)
             .number("pid", header.pid)
+    }
+
+    /// NLMSG_OVERRUN, in which the bus counts what was lost; the kernel and 0 do not say how much.
+    fn overrun(&mut self, body: Part<'_>) -> io::Result<()> {
+        match <[u8; 4]>::try_from(body.bytes).map(u32::from_le_bytes) {
+            Ok(lost) => self.report.leaf(&Node::new("lost", body.at).number("frames", lost)),
+            Err(_) => self.bytes("body", body, self.cut),
+        }
     }
 
     /// NLMSG_ERROR and NLMSG_DONE: code, words, and the request that the code is about.

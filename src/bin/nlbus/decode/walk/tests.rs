@@ -146,6 +146,14 @@ fn whole_messages_before_a_cut_are_shown_and_the_cut_is_said_once() {
 }
 
 #[test]
+fn an_overrun_tells_how_many_frames_were_lost() {
+    let message = MessageBuilder::new(nlm::OVERRUN, 0).body(&7_u32.to_le_bytes()).finish();
+    let (text, faults) = explain(&framed(&message), Protocol::Route, false);
+    assert_eq!(faults, 0, "{text}");
+    assert!(text.contains("0x002c       lost frames 7\n"), "{text}");
+}
+
+#[test]
 fn generic_netlink_has_its_own_fixed_header() {
     let message = MessageBuilder::new(16, 0x301).body(&[3, 1, 0, 0]);
     let message = message.attribute(2, b"nlctrl\0").unwrap().finish();
