@@ -1,0 +1,234 @@
+//! What can go wrong between a URL and an open stream, one enum per operation.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::url::BusUrl;
+
+/// Why [`dial`](super::dial) gave no stream. When several addresses were tried, it tells of a
+/// refused one, else of the first.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The host answered that nothing listens there, or a unix socket has no listener behind it.
+    #[error("{url}: connection refused; nothing listens there")]
+    Refused {
+        /// What was dialed.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// No answer within [`DialOptions::connect_timeout`](super::DialOptions::connect_timeout).
+    #[error("{url}: no connection within {after:?}")]
+    Timeout {
+        /// What was dialed.
+        url: BusUrl,
+        /// How long it was tried.
+        after: Duration,
+    },
+    /// The host name has no address, or the zone of an IPv6 address is no interface.
+    #[error("{url}: cannot find the address of host {host:?}")]
+    Resolve {
+        /// What was dialed.
+        url: BusUrl,
+        /// The host as in the URL.
+        host: String,
+        /// The error of the resolver.
+        source: io::Error,
+    },
+    /// There is no such unix socket file.
+    #[error("{url}: there is no such socket file")]
+    NotFound {
+        /// What was dialed.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The permissions of a unix socket or a firewall of this host forbid it.
+    #[error("{url}: permission denied")]
+    PermissionDenied {
+        /// What was dialed.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The URL is of a kind that this function does not open, as udp and mem for
+    /// [`dial`](super::dial).
+    #[error("{url}: {} is not dialed this way", url.scheme())]
+    Unsupported {
+        /// What was dialed.
+        url: BusUrl,
+    },
+    /// Any other error of the system, such as an unreachable network.
+    #[error("{url}: cannot connect")]
+    Io {
+        /// What was dialed.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+impl DialError {
+    pub(super) fn from_io(url: &BusUrl, after: Duration, source: io::Error) -> DialError {
+        let url = url.clone();
+        match source.kind() {
+            io::ErrorKind::ConnectionRefused => DialError::Refused { url, source },
+            io::ErrorKind::NotFound => DialError::NotFound { url, source },
+            io::ErrorKind::PermissionDenied => DialError::PermissionDenied { url, source },
+            io::ErrorKind::TimedOut => DialError::Timeout { url, after },
+            _ => DialError::Io { url, source },
+        }
+    }
+
+    pub(super) fn resolve(url: &BusUrl, source: io::Error) -> DialError {
+        DialError::Resolve { url: url.clone(), host: host_text(url), source }
+    }
+}
+
+/// Why [`Listener::bind`](super::Listener::bind) gave no listener.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// A process listens there already.
+    #[error("{url}: in use; a process is listening there")]
+    InUse {
+        /// What was to be served.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The file at a unix path is not a socket. It was left alone.
+    #[error("{url}: {} exists and is not a socket; it was left alone", path.display())]
+    NotASocket {
+        /// What was to be served.
+        url: BusUrl,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process has been starting at the same unix path for two seconds.
+    #[error("{url}: another process is starting there; it holds {}", lock.display())]
+    Locked {
+        /// What was to be served.
+        url: BusUrl,
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// The directory of a unix path does not exist.
+    #[error("{url}: the directory of the socket file does not exist")]
+    NotFound {
+        /// What was to be served.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// A port below 1024 without the right to it, or a directory that cannot be written.
+    #[error("{url}: permission denied")]
+    PermissionDenied {
+        /// What was to be served.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The host is not an address of this machine.
+    #[error("{url}: the host is not an address of this machine")]
+    NotLocal {
+        /// What was to be served.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The host name has no address, or the zone of an IPv6 address is no interface.
+    #[error("{url}: cannot find the address of host {host:?}")]
+    Resolve {
+        /// What was to be served.
+        url: BusUrl,
+        /// The host as in the URL.
+        host: String,
+        /// The error of the resolver.
+        source: io::Error,
+    },
+    /// The URL is of a kind that this function does not serve, as udp and mem for
+    /// [`Listener::bind`](super::Listener::bind).
+    #[error("{url}: {} is not served this way", url.scheme())]
+    Unsupported {
+        /// What was to be served.
+        url: BusUrl,
+    },
+    /// Any other error of the system.
+    #[error("{url}: cannot listen")]
+    Io {
+        /// What was to be served.
+        url: BusUrl,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+impl ListenError {
+    pub(super) fn from_io(url: &BusUrl, source: io::Error) -> ListenError {
+        let url = url.clone();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => ListenError::InUse { url, source },
+            io::ErrorKind::NotFound => ListenError::NotFound { url, source },
+            io::ErrorKind::PermissionDenied => ListenError::PermissionDenied { url, source },
+            io::ErrorKind::AddrNotAvailable => ListenError::NotLocal { url, source },
+            _ => ListenError::Io { url, source },
+        }
+    }
+
+    pub(super) fn resolve(url: &BusUrl, source: io::Error) -> ListenError {
+        ListenError::Resolve { url: url.clone(), host: host_text(url), source }
+    }
+}
+
+/// Why an accepted connection did not become a stream. It concerns this connection alone.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The peer did not finish within the time.
+    #[error("no handshake within {after:?}")]
+    Timeout {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The connection broke.
+    #[error("the connection broke during the handshake")]
+    Io(#[source] io::Error),
+}
+
+/// Whether an error of [`Listener::accept`](super::Listener::accept) may pass by itself.
+///
+/// True for a connection that died in the queue and for a machine that is short of descriptors or
+/// memory (accept(2)). The second kind comes back at once while the shortage lasts, so pause,
+/// for example 50 ms, before the next `accept`. False means that the listener is of no use any
+/// more.
+pub fn is_transient(error: &io::Error) -> bool {
+    const TRANSIENT: [Errno; 16] = [
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::INTR,
+        Errno::AGAIN,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::PERM,
+        Errno::PROTO,
+        Errno::NOPROTOOPT,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::TIMEDOUT,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| TRANSIENT.contains(&errno))
+}
+
+fn host_text(url: &BusUrl) -> String {
+    url.host().map(ToString::to_string).unwrap_or_default()
+}
