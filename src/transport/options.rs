@@ -1,6 +1,11 @@
 //! The knobs of sockets: what each means, its unit, its default, and what raising it costs.
 
+use std::io;
 use std::time::Duration;
+
+use socket2::Socket;
+
+use super::tls::{TlsClient, TlsServer};
 
 /// How long [`dial`](super::dial) tries by default.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,23 +27,33 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// How many unanswered probes end a connection, by default.
 pub const KEEPALIVE_RETRIES: u32 = 4;
 
-/// How [`dial`](super::dial) reaches a URL.
+/// How [`dial`](super::dial) and [`connect_udp`](super::connect_udp) reach a URL.
 #[derive(Clone, Debug)]
 pub struct DialOptions {
     /// The time for everything: looking up the name, all addresses, the TLS handshake.
     /// Default [`CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
+    /// Certificates; a TLS URL cannot be dialed without. Other URLs do not use it. Default `None`.
+    pub tls: Option<TlsClient>,
+    /// The name that the server's certificate must have: a DNS name or an IP address. Default
+    /// `None`: the host of the URL. A unix URL has none, so there it must be set.
+    pub server_name: Option<String>,
     /// Options of the socket.
     pub socket: SocketOptions,
 }
 
 impl Default for DialOptions {
     fn default() -> DialOptions {
-        DialOptions { connect_timeout: CONNECT_TIMEOUT, socket: SocketOptions::default() }
+        DialOptions {
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: None,
+            server_name: None,
+            socket: SocketOptions::default(),
+        }
     }
 }
 
-/// How [`Listener::bind`](super::Listener::bind) serves a URL.
+/// How [`Listener::bind`](super::Listener::bind) and [`bind_udp`](super::bind_udp) serve a URL.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Connections that the kernel keeps ready for `accept`; further ones wait or are refused.
@@ -48,6 +63,8 @@ pub struct ListenOptions {
     /// Default `None`: 0o777 less the umask of the process. Nothing can connect before the
     /// permissions are set. An abstract name has none.
     pub unix_mode: Option<u32>,
+    /// Certificates; a TLS URL cannot be served without. Other URLs do not use it. Default `None`.
+    pub tls: Option<TlsServer>,
     /// The time for one TLS handshake. Default [`HANDSHAKE_TIMEOUT`].
     pub handshake_timeout: Duration,
     /// Options of the socket, and of each accepted one.
@@ -59,6 +76,7 @@ impl Default for ListenOptions {
         ListenOptions {
             backlog: BACKLOG,
             unix_mode: None,
+            tls: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             socket: SocketOptions::default(),
         }
@@ -84,6 +102,19 @@ impl Default for SocketOptions {
             send_buffer_bytes: None,
             receive_buffer_bytes: None,
         }
+    }
+}
+
+impl SocketOptions {
+    /// To be called before `connect` and `listen`, so that the sizes count for TCP's window.
+    pub(super) fn size_buffers(&self, socket: &Socket) -> io::Result<()> {
+        if let Some(bytes) = self.send_buffer_bytes {
+            socket.set_send_buffer_size(bytes)?;
+        }
+        if let Some(bytes) = self.receive_buffer_bytes {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        Ok(())
     }
 }
 
