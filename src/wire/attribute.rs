@@ -27,30 +27,34 @@ pub struct Attribute<'a> {
 }
 
 /// Walks the attributes of a container; ends after the last one or after the first fault.
+///
+/// The walk keeps a position, not the rest of the region: adding to it needs no branch at the end, where the
+/// padding of the last attribute may be missing.
 #[derive(Clone, Debug)]
 pub struct Attributes<'a> {
-    rest: &'a [u8],
-    /// `end - rest.len()` is the offset of the next attribute.
-    end: usize,
+    region: &'a [u8],
+    /// Of the next attribute; up to 3 beyond the end once an unpadded last one is read.
+    at: usize,
+    base: usize,
 }
 
 impl<'a> Attributes<'a> {
     /// Walks `region`, which stands `base` bytes after the start of what errors should count from.
     #[inline(always)]
     pub fn new(region: &'a [u8], base: usize) -> Self {
-        Self { rest: region, end: base + region.len() }
+        Self { region, at: 0, base }
     }
 
     /// Offset of the attribute that [`next`](Iterator::next) looks at.
     #[inline]
     pub fn offset(&self) -> usize {
-        self.end - self.rest.len()
+        self.base + self.at.min(self.region.len())
     }
 
     #[cold]
     fn fail(&mut self, fault: Fault) -> Malformed {
         let offset = self.offset();
-        self.rest = &[];
+        self.at = self.region.len();
         Malformed::new(fault, offset)
     }
 }
@@ -60,12 +64,12 @@ impl<'a> Iterator for Attributes<'a> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
+        if self.at >= self.region.len() {
             return None;
         }
-        match attribute(self.rest) {
-            Ok((rest, attribute)) => {
-                self.rest = rest;
+        match attribute(&self.region[self.at..]) {
+            Ok((_, attribute)) => {
+                self.at += super::align4(NLA_HEADER_LEN + attribute.payload.len());
                 Some(Ok(attribute))
             }
             Err(error) => Some(Err(self.fail(fault_of(error)))),
@@ -73,17 +77,19 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// `attribute = length:u16 kind:u16 payload:(length - 4) [pad to 4]`
+/// `attribute = length:u16 kind:u16 payload:(length - 4)`; padding is the walk's.
 #[inline(always)]
-pub(super) fn attribute(input: &[u8]) -> Parsed<'_, Attribute<'_>> {
-    let Some(&[l0, l1, k0, k1]) = input.first_chunk::<NLA_HEADER_LEN>() else {
+fn attribute(input: &[u8]) -> Parsed<'_, Attribute<'_>> {
+    let Some((&[l0, l1, k0, k1], body)) = input.split_first_chunk::<NLA_HEADER_LEN>() else {
         return Err(nom::Err::Error(Fault::TrailingBytes));
     };
     let length = usize::from(u16::from_le_bytes([l0, l1]));
-    let Some(payload) = input.get(NLA_HEADER_LEN..length) else {
+    // Below 4 this wraps, and no body is that long: one comparison finds both faults.
+    let payload_len = length.wrapping_sub(NLA_HEADER_LEN);
+    if payload_len > body.len() {
         return Err(nom::Err::Error(misfit(length)));
-    };
-    let rest = input.get(super::align4(length)..).unwrap_or_default();
+    }
+    let (payload, rest) = body.split_at(payload_len);
     Ok((rest, Attribute { kind: u16::from_le_bytes([k0, k1]), payload }))
 }
 

@@ -2,7 +2,7 @@
 
 use super::attribute::{Attributes, CDATA, NLA_HEADER_LEN, PAYLOAD_MAX};
 use super::fault::{Fault, Malformed, TooBig};
-use super::header::{HEADER_LEN, Header};
+use super::header::Header;
 use super::{ENVELOPE_LEN, PAYLOAD_OFFSET, align4};
 
 /// The type of every frame's outer header.
@@ -106,10 +106,7 @@ impl EnvelopeHead {
             return Err(TooBig { length, max: PAYLOAD_MAX });
         }
         let mut bytes = [0; PAYLOAD_OFFSET];
-        bytes[..ENVELOPE_LEN].copy_from_slice(&self.fixed(align4(PAYLOAD_OFFSET + length)));
-        let nla_length = (NLA_HEADER_LEN + length) as u16;
-        bytes[24..26].copy_from_slice(&nla_length.to_le_bytes());
-        bytes[26..28].copy_from_slice(&CDATA.to_le_bytes());
+        bytes.copy_from_slice(self.words(length).as_flattened());
         Ok(bytes)
     }
 
@@ -119,29 +116,34 @@ impl EnvelopeHead {
     /// [`TooBig`] above [`PAYLOAD_MAX`]; `out` is then untouched.
     #[inline]
     pub fn emit(&self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), TooBig> {
-        let before = self.before_payload(payload.len())?;
+        if payload.len() > PAYLOAD_MAX {
+            return Err(TooBig { length: payload.len(), max: PAYLOAD_MAX });
+        }
         let pad = align4(payload.len()) - payload.len();
         out.reserve(PAYLOAD_OFFSET + payload.len() + pad);
-        out.extend_from_slice(&before);
+        out.extend_from_slice(self.words(payload.len()).as_flattened());
         out.extend_from_slice(payload);
-        out.extend_from_slice(&[0; 3][..pad]);
+        if pad != 0 {
+            out.extend_from_slice(&[0; 3][..pad]);
+        }
         Ok(())
     }
 
+    /// The words before a payload of `length` bytes. Whole words, because bytes that are put together
+    /// field by field are shifted into place one by one.
     #[inline(always)]
-    fn fixed(&self, frame_length: usize) -> [u8; ENVELOPE_LEN] {
-        let header = Header {
-            length: frame_length as u32,
-            kind: TRANSPORT_TYPE,
-            flags: self.flags,
-            sequence: self.sequence,
-            pid: self.pid,
-        };
-        let mut bytes = [0; ENVELOPE_LEN];
-        bytes[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-        bytes[16..20].copy_from_slice(&self.dst.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.src.to_le_bytes());
-        bytes
+    fn words(&self, length: usize) -> [[u8; 4]; PAYLOAD_OFFSET / 4] {
+        let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        [
+            align4(PAYLOAD_OFFSET + length) as u32,
+            pair(TRANSPORT_TYPE, self.flags),
+            self.sequence,
+            self.pid,
+            self.dst,
+            self.src,
+            pair((NLA_HEADER_LEN + length) as u16, CDATA),
+        ]
+        .map(u32::to_le_bytes)
     }
 }
 

@@ -44,12 +44,10 @@ impl Header {
     /// The header's 16 bytes.
     #[inline(always)]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
+        let kind_and_flags = u32::from(self.kind) | u32::from(self.flags) << 16;
+        let words = [self.length, kind_and_flags, self.sequence, self.pid].map(u32::to_le_bytes);
         let mut bytes = [0; HEADER_LEN];
-        bytes[0..4].copy_from_slice(&self.length.to_le_bytes());
-        bytes[4..6].copy_from_slice(&self.kind.to_le_bytes());
-        bytes[6..8].copy_from_slice(&self.flags.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.sequence.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.pid.to_le_bytes());
+        bytes.copy_from_slice(words.as_flattened());
         bytes
     }
 

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Fuzzes every target for SECONDS each: tools/fuzz.sh 20 [TARGET...]
+#
+# Needs a nightly toolchain and cargo-fuzz. What is found lies in fuzz/artifacts/<target>/; the corpus grows in
+# fuzz/corpus/<target>/ and starts from fuzz/seeds/<target>/. Ends with 1 if a target crashed, after all have run.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+seconds=${1:-}
+case $seconds in
+  '' | *[!0-9]*) echo "usage: tools/fuzz.sh SECONDS [TARGET...]" >&2; exit 2 ;;
+esac
+shift
+[ $# -gt 0 ] || set -- deframer envelope_roundtrip control_roundtrip url
+failed=()
+for target in "$@"; do
+  mkdir -p "fuzz/corpus/$target"
+  cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+    -max_total_time="$seconds" -max_len=70000 -len_control=20 -timeout=10 -print_final_stats=1 ||
+    failed+=("$target")
+done
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "crashed or did not build: ${failed[*]}" >&2
+  exit 1
+fi
+echo "no crash in $seconds s of each of: $*"
