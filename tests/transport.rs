@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use nlbus::transport::{
     DialError, DialOptions, ListenError, ListenOptions, Listener, Stream, dial, is_transient,
 };
 use nlbus::url::BusUrl;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn url(text: &str) -> BusUrl {
@@ -102,8 +104,18 @@ async fn all_ipv4_and_all_ipv6_addresses_share_a_port() {
     if !has_ipv6() {
         return;
     }
-    let v6 = listen(&url("tcp://[::]:0")).await;
-    let v4 = listen(&url("tcp://0.0.0.0:0").with_port(v6.local_url().port().unwrap())).await;
+    // The port that is free for IPv6 may just be another test's on IPv4.
+    let mut attempts = 0;
+    let (v6, v4) = loop {
+        let v6 = listen(&url("tcp://[::]:0")).await;
+        let port = v6.local_url().port().unwrap();
+        let same = url("tcp://0.0.0.0").with_port(port);
+        match Listener::bind(&same, &ListenOptions::default()).await {
+            Ok(v4) => break (v6, v4),
+            Err(ListenError::InUse { .. }) if attempts < 100 => attempts += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+    };
     assert_echo(&v6).await;
     assert_echo(&v4).await;
 }
@@ -258,10 +270,11 @@ async fn a_tcp_port_in_use_is_told() {
 
 #[tokio::test]
 async fn a_port_without_a_listener_refuses() {
-    let listener = listen(&url("tcp://127.0.0.1:0")).await;
-    let gone = listener.local_url().clone();
-    drop(listener);
-    let error = dial_error(&gone).await;
+    // Bound, so that no other test listens there, and never listening.
+    let closed = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    closed.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = closed.local_addr().unwrap().as_socket().unwrap().port();
+    let error = dial_error(&url("tcp://127.0.0.1").with_port(port)).await;
     assert!(matches!(error, DialError::Refused { .. }), "{error:?}");
     assert!(std::error::Error::source(&error).is_some());
 }

@@ -53,13 +53,18 @@ pub(super) async fn connect(
 async fn connect_one(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpStream> {
     let socket = open(address, options)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
-    // A dialed port of the ephemeral range can be picked as the local one too: TCP then connects
-    // the socket to itself, though nothing listens.
+    refuse_itself(&stream)?;
+    tune(&stream, options)?;
+    Ok(stream)
+}
+
+/// A dialed port of the ephemeral range can be picked as the local one too: TCP then connects the
+/// socket to itself, though nothing listens.
+fn refuse_itself(stream: &TcpStream) -> io::Result<()> {
     if stream.local_addr()? == stream.peer_addr()? {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    tune(&stream, options)?;
-    Ok(stream)
+    Ok(())
 }
 
 /// Sets what every TCP connection has, dialed or accepted.
@@ -226,22 +231,25 @@ mod tests {
     async fn the_next_address_is_tried_when_one_refuses() {
         let listeners = bind(&["127.0.0.1:0".parse().unwrap()], &ListenOptions::default()).unwrap();
         let live = listeners[0].local_addr().unwrap();
-        let dead = SocketAddr::from(([127, 0, 0, 2], live.port()));
-        let stream = connect(&[dead, live], &SocketOptions::default()).await.unwrap();
+        let options = SocketOptions::default();
+        // Bound, so that no other test listens there, and never listening.
+        let closed = open(live, &options).unwrap();
+        closed.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+        let dead = closed.local_addr().unwrap().as_socket().unwrap();
+        let stream = connect(&[dead, live], &options).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live);
+        let error = connect(&[dead], &options).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
-    async fn a_port_is_never_connected_to_itself() {
-        let options = SocketOptions::default();
+    async fn a_connection_of_a_port_to_itself_counts_as_refused() {
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let socket = open(address, &options).unwrap();
+        let socket = open(address, &SocketOptions::default()).unwrap();
         socket.bind(&address.into()).unwrap();
         let own = socket.local_addr().unwrap().as_socket().unwrap();
         let stream = TcpSocket::from_std_stream(socket.into()).connect(own).await.unwrap();
-        assert_eq!(stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-        drop(stream);
-        let error = connect(&[own], &options).await.unwrap_err();
+        let error = refuse_itself(&stream).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
