@@ -56,8 +56,8 @@ pub enum DialError {
         /// The error of the system.
         source: io::Error,
     },
-    /// The URL is of a kind that this function does not open, as udp and mem for
-    /// [`dial`](super::dial).
+    /// The URL is of a kind that this function does not open: udp or mem for
+    /// [`dial`](super::dial), anything but udp for [`connect_udp`](super::connect_udp).
     #[error("{url}: {} is not dialed this way", url.scheme())]
     Unsupported {
         /// What was dialed.
@@ -152,8 +152,9 @@ pub enum ListenError {
         /// The error of the resolver.
         source: io::Error,
     },
-    /// The URL is of a kind that this function does not serve, as udp and mem for
-    /// [`Listener::bind`](super::Listener::bind).
+    /// The URL is of a kind that this function does not serve: udp or mem for
+    /// [`Listener::bind`](super::Listener::bind), anything but udp for
+    /// [`bind_udp`](super::bind_udp).
     #[error("{url}: {} is not served this way", url.scheme())]
     Unsupported {
         /// What was to be served.

@@ -41,6 +41,7 @@ mod error;
 mod options;
 mod resolve;
 mod tcp;
+mod udp;
 mod unix;
 
 pub use error::{DialError, HandshakeError, ListenError, is_transient};
@@ -48,6 +49,7 @@ pub use options::{
     BACKLOG, CONNECT_TIMEOUT, DialOptions, HANDSHAKE_TIMEOUT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL,
     KEEPALIVE_RETRIES, Keepalive, ListenOptions, SocketOptions,
 };
+pub use udp::{UDP_DATAGRAM_BYTES_MAX, bind_udp, connect_udp};
 
 /// A whole connection: bytes in order, both ways.
 ///

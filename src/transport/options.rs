@@ -1,6 +1,9 @@
 //! The knobs of sockets: what each means, its unit, its default, and what raising it costs.
 
+use std::io;
 use std::time::Duration;
+
+use socket2::Socket;
 
 /// How long [`dial`](super::dial) tries by default.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,7 +25,7 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// How many unanswered probes end a connection, by default.
 pub const KEEPALIVE_RETRIES: u32 = 4;
 
-/// How [`dial`](super::dial) reaches a URL.
+/// How [`dial`](super::dial) and [`connect_udp`](super::connect_udp) reach a URL.
 #[derive(Clone, Debug)]
 pub struct DialOptions {
     /// The time for everything: looking up the name, all addresses, the TLS handshake.
@@ -38,7 +41,7 @@ impl Default for DialOptions {
     }
 }
 
-/// How [`Listener::bind`](super::Listener::bind) serves a URL.
+/// How [`Listener::bind`](super::Listener::bind) and [`bind_udp`](super::bind_udp) serve a URL.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Connections that the kernel keeps ready for `accept`; further ones wait or are refused.
@@ -84,6 +87,19 @@ impl Default for SocketOptions {
             send_buffer_bytes: None,
             receive_buffer_bytes: None,
         }
+    }
+}
+
+impl SocketOptions {
+    /// To be called before `connect` and `listen`, so that the sizes count for TCP's window.
+    pub(super) fn size_buffers(&self, socket: &Socket) -> io::Result<()> {
+        if let Some(bytes) = self.send_buffer_bytes {
+            socket.set_send_buffer_size(bytes)?;
+        }
+        if let Some(bytes) = self.receive_buffer_bytes {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        Ok(())
     }
 }
 

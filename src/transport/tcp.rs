@@ -140,8 +140,7 @@ fn bind_one(address: SocketAddr, options: &ListenOptions) -> io::Result<TcpListe
     TcpListener::from_std(socket.into())
 }
 
-/// A non-blocking socket for the family of the address, with buffer sizes: they must be set before
-/// `connect` and `listen` to count for the window.
+/// A non-blocking socket for the family of the address, with its buffer sizes.
 fn open(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -149,19 +148,8 @@ fn open(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
         // Said, not left to net.ipv6.bindv6only: [::] and 0.0.0.0 can then both be bound.
         socket.set_only_v6(true)?;
     }
-    size_buffers(&socket, options)?;
+    options.size_buffers(&socket)?;
     Ok(socket)
-}
-
-/// Sets the buffer sizes that were asked for.
-pub(super) fn size_buffers(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
-    if let Some(bytes) = options.send_buffer_bytes {
-        socket.set_send_buffer_size(bytes)?;
-    }
-    if let Some(bytes) = options.receive_buffer_bytes {
-        socket.set_recv_buffer_size(bytes)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

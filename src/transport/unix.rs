@@ -23,7 +23,6 @@ use tokio::time::{Instant, sleep};
 
 use super::error::ListenError;
 use super::options::{ListenOptions, SocketOptions};
-use super::tcp::size_buffers;
 use crate::url::{BusUrl, UnixAddress};
 
 /// How long another starter's lock is waited for. It is held for a few system calls.
@@ -147,7 +146,7 @@ fn listen(socket: Socket, options: &ListenOptions) -> io::Result<UnixListener> {
 fn open(options: &SocketOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    size_buffers(&socket, options)?;
+    options.size_buffers(&socket)?;
     Ok(socket)
 }
 

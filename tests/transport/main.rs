@@ -16,6 +16,8 @@ use nlbus::url::BusUrl;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+mod udp;
+
 fn url(text: &str) -> BusUrl {
     text.parse().unwrap_or_else(|error| panic!("{error}"))
 }
