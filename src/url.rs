@@ -549,7 +549,7 @@ fn without_user(input: &str) -> String {
     }
 }
 
-/// memory = "mem://" [name]
+/// `memory = "mem://" [name]`
 fn memory(input: &str, name: &str) -> Result<Place, UrlError> {
     if name.is_empty() {
         return Ok(Place::Memory(None));
@@ -561,7 +561,7 @@ fn memory(input: &str, name: &str) -> Result<Place, UrlError> {
     Ok(Place::Memory(Some(name.to_owned())))
 }
 
-/// path / abstract
+/// `path / abstract`
 fn unix_address(input: &str, text: &str) -> Result<UnixAddress, UrlError> {
     let url = || input.to_owned();
     let marks = ["@", "\0", "\\x00"];
@@ -585,7 +585,7 @@ fn unix_address(input: &str, text: &str) -> Result<UnixAddress, UrlError> {
     }
 }
 
-/// host [":" port], and nothing else
+/// `host [":" port]`, and nothing else
 fn network(input: &str, scheme: Scheme, text: &str) -> Result<Place, UrlError> {
     let end = text.find(['/', '?', '#']).unwrap_or(text.len());
     let (authority, rest) = text.split_at(end);

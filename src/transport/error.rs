@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::pem::PEM_BYTES_MAX;
 use crate::url::BusUrl;
 
 /// Why [`dial`](super::dial) gave no stream. When several addresses were tried, it tells of a
@@ -62,6 +63,38 @@ pub enum DialError {
     Unsupported {
         /// What was dialed.
         url: BusUrl,
+    },
+    /// A TLS URL was dialed without [`DialOptions::tls`](super::DialOptions::tls).
+    #[error("{url}: certificate, key and ca are needed to dial it")]
+    TlsMissing {
+        /// What was dialed.
+        url: BusUrl,
+    },
+    /// TLS over a unix socket needs [`DialOptions::server_name`](super::DialOptions::server_name):
+    /// the URL has no host whose name could be checked.
+    #[error("{url}: a server name is needed, to check the certificate at a unix socket")]
+    ServerNameMissing {
+        /// What was dialed.
+        url: BusUrl,
+    },
+    /// The server name is neither a DNS name nor an IP address.
+    #[error("{url}: server name {name:?} is neither a DNS name nor an IP address")]
+    InvalidServerName {
+        /// What was dialed.
+        url: BusUrl,
+        /// The name.
+        name: String,
+    },
+    /// The connection stood, the TLS handshake failed.
+    ///
+    /// Under TLS 1.3 a server looks at the client's certificate after the client is done: then the
+    /// refusal comes with the first read of the stream, as an alert or a reset connection.
+    #[error("{url}: tls handshake failed")]
+    Tls {
+        /// What was dialed.
+        url: BusUrl,
+        /// What failed.
+        source: HandshakeError,
     },
     /// Any other error of the system, such as an unreachable network.
     #[error("{url}: cannot connect")]
@@ -160,6 +193,12 @@ pub enum ListenError {
         /// What was to be served.
         url: BusUrl,
     },
+    /// A TLS URL was to be served without [`ListenOptions::tls`](super::ListenOptions::tls).
+    #[error("{url}: certificate, key and ca are needed to serve it")]
+    TlsMissing {
+        /// What was to be served.
+        url: BusUrl,
+    },
     /// Any other error of the system.
     #[error("{url}: cannot listen")]
     Io {
@@ -197,9 +236,133 @@ pub enum HandshakeError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// The client showed no certificate.
+    #[error("the peer showed no certificate")]
+    NoCertificate {
+        /// The error of the TLS layer.
+        source: io::Error,
+    },
+    /// The peer's certificate is not of our authority, not for the name that was asked for, out of
+    /// its time, or not for this use.
+    #[error("the peer's certificate is not accepted")]
+    Certificate {
+        /// The error of the TLS layer.
+        source: io::Error,
+    },
+    /// The peer ended the handshake with an alert, for example because it does not accept our
+    /// certificate.
+    #[error("the peer refused the handshake")]
+    RefusedByPeer {
+        /// The alert.
+        source: io::Error,
+    },
+    /// The peer does not speak TLS, or has no version or cipher suite in common with us.
+    #[error("the peer does not speak TLS 1.2 or 1.3 as we do")]
+    Protocol {
+        /// The error of the TLS layer.
+        source: io::Error,
+    },
     /// The connection broke.
     #[error("the connection broke during the handshake")]
-    Io(#[source] io::Error),
+    Io {
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+/// Why the files of [`TlsFiles`](super::TlsFiles) cannot be used: which file, and what is wrong.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The file cannot be read.
+    #[error("{}: cannot read it", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The file is longer than [`PEM_BYTES_MAX`].
+    #[error("{}: longer than {PEM_BYTES_MAX} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file has a PEM section that is cut off or not base64.
+    #[error("{}: not a whole PEM file", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops making sense.
+        source: io::Error,
+    },
+    /// The file has no certificate.
+    #[error("{}: no certificate in it; a line `-----BEGIN CERTIFICATE-----` is expected", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file has no private key.
+    #[error("{}: no private key in it; a line `-----BEGIN PRIVATE KEY-----` is expected", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The private key is protected by a passphrase, which a service cannot type.
+    #[error("{}: the private key is encrypted; store it without a passphrase", path.display())]
+    EncryptedKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate in the file is not X.509.
+    #[error("{}: not an X.509 certificate", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops making sense.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A certificate in the file is too old.
+    #[error("{}: the certificate expired on {since}", path.display())]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// Its last second, as text.
+        since: String,
+    },
+    /// A certificate in the file is too young; often the clock of this machine is wrong.
+    #[error("{}: the certificate is not valid before {until}", path.display())]
+    NotYetValid {
+        /// The file.
+        path: PathBuf,
+        /// Its first second, as text.
+        until: String,
+    },
+    /// The key is of another certificate.
+    #[error("{}: not the key of the certificate in {}", key.display(), certificate.display())]
+    KeyMismatch {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+    },
+    /// The key is of a kind that is not supported; RSA from 2048 bits, ECDSA P-256 and P-384 and
+    /// Ed25519 are.
+    #[error("{}: the private key cannot be used", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What the cryptography says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A certificate cannot serve as an authority.
+    #[error("{}: cannot be used as a certificate authority", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What the verifier says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// Whether an error of [`Listener::accept`](super::Listener::accept) may pass by itself.

@@ -1,4 +1,4 @@
-//! Sockets only: dial and listen by [`BusUrl`].
+//! Sockets only: dial and listen by [`BusUrl`], with TLS where the URL says so.
 //!
 //! [`dial`] gives a [`Stream`]; a [`Listener`] gives [`Accepted`] connections, each of which
 //! becomes a [`Stream`] by its own [`Accepted::handshake`], so that a peer that dawdles delays
@@ -27,6 +27,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Instant;
@@ -37,28 +38,37 @@ use tokio::time::timeout;
 
 use crate::url::{BusUrl, TransportKind};
 
+mod certificate;
 mod error;
 mod options;
+mod pem;
+mod record;
 mod resolve;
 mod tcp;
+mod tls;
 mod udp;
 mod unix;
 
-pub use error::{DialError, HandshakeError, ListenError, is_transient};
+pub use error::{DialError, HandshakeError, ListenError, TlsError, is_transient};
 pub use options::{
     BACKLOG, CONNECT_TIMEOUT, DialOptions, HANDSHAKE_TIMEOUT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL,
     KEEPALIVE_RETRIES, Keepalive, ListenOptions, SocketOptions,
 };
+pub use pem::PEM_BYTES_MAX;
+pub use tls::{TlsClient, TlsFiles, TlsServer};
 pub use udp::{UDP_DATAGRAM_BYTES_MAX, bind_udp, connect_udp};
 
 /// A whole connection: bytes in order, both ways.
 ///
 /// Dropping the writer ends the peer's reading, except under TLS, where the socket closes when
-/// both halves are dropped; `shutdown` of the writer works for all.
+/// both halves are dropped. `shutdown` of the writer works for all, and under TLS is what says
+/// goodbye: a peer that goes without makes the last read fail with `UnexpectedEof`.
 pub struct Stream {
     /// What the peer sends. Reads are cancel-safe.
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// What the peer will receive. Bytes may rest in a TLS buffer until `flush`.
+    /// What the peer will receive. Under TLS each write, vectored ones too, of up to 16 KiB is one
+    /// record, and what the socket did not take at once rests in a buffer until `flush` or the next
+    /// write.
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// Who the peer is.
     pub peer: Peer,
@@ -81,8 +91,9 @@ pub struct Peer {
     pub local: bool,
     /// The user that opened the unix socket at the other end (`SO_PEERCRED`, unix(7)).
     pub uid: Option<u32>,
-    /// The name in the certificate that was verified; `None` without TLS, and for a certificate
-    /// without a usable name.
+    /// The name in the verified certificate: its first DNS name (subject alternative name), else
+    /// its first URI there, else the common name of its subject. `None` without TLS, and for a
+    /// certificate without such a name of 1 to 255 bytes without control characters.
     pub name: Option<String>,
 }
 
@@ -109,7 +120,7 @@ impl Peer {
     }
 }
 
-/// Connects to a tcp or unix URL.
+/// Connects to a tcp, tls, ssl, unix, unix+tls or unix+ssl URL.
 ///
 /// A name is looked up and all its addresses are tried, each 250 ms after the one before (or as
 /// soon as that one fails) until one answers; at most 16. On a unix socket it waits while the
@@ -135,21 +146,32 @@ async fn dial_untimed(
     started: Instant,
 ) -> Result<Stream, DialError> {
     let failed = |error| DialError::from_io(url, started.elapsed(), error);
-    match (url.transport(), url.unix_address()) {
+    let dialer = match url.is_tls() {
+        true => Some(tls::Dialer::new(url, options)?),
+        false => None,
+    };
+    tls::warn_of_ssl(url);
+    let (socket, peer) = match (url.transport(), url.unix_address()) {
         (TransportKind::Unix, Some(address)) => {
             let socket = unix::connect(address, &options.socket).await.map_err(failed)?;
             let peer = Peer::of_unix(&socket, Some(address.to_string()));
-            Ok(Socket::Unix(socket).into_stream(peer))
+            (Socket::Unix(socket), peer)
         }
         (TransportKind::Tcp, _) => {
             let addresses =
                 resolve::resolve(url).await.map_err(|error| DialError::resolve(url, error))?;
             let socket = tcp::connect(&addresses, &options.socket).await.map_err(failed)?;
             let peer = Peer::of_tcp(socket.peer_addr().map_err(failed)?);
-            Ok(Socket::Tcp(socket).into_stream(peer))
+            (Socket::Tcp(socket), peer)
         }
-        _ => Err(DialError::Unsupported { url: url.clone() }),
-    }
+        _ => return Err(DialError::Unsupported { url: url.clone() }),
+    };
+    let secured = match (dialer, socket) {
+        (None, socket) => return Ok(socket.into_stream(peer)),
+        (Some(dialer), Socket::Tcp(socket)) => dialer.connect(socket, peer).await,
+        (Some(dialer), Socket::Unix(socket)) => dialer.connect(socket, peer).await,
+    };
+    secured.map_err(|source| DialError::Tls { url: url.clone(), source })
 }
 
 /// A socket, or several for a name with several addresses, on which connections arrive.
@@ -160,7 +182,7 @@ async fn dial_untimed(
 pub struct Listener {
     sockets: Sockets,
     local_url: BusUrl,
-    options: ListenOptions,
+    options: Arc<ListenOptions>,
     /// Which of several sockets is asked first, so that a busy one cannot starve the others.
     turn: AtomicUsize,
 }
@@ -173,7 +195,7 @@ enum Sockets {
 }
 
 impl Listener {
-    /// Listens at a tcp or unix URL.
+    /// Listens at a tcp, tls, ssl, unix, unix+tls or unix+ssl URL.
     ///
     /// - A name that has several addresses is served on all of them, on one port; an address that
     ///   this machine does not have is left out unless it is the only one. `[::]` takes IPv6 alone:
@@ -190,6 +212,10 @@ impl Listener {
     /// Cancel-safe: dropping the future leaves neither socket nor file.
     pub async fn bind(url: &BusUrl, options: &ListenOptions) -> Result<Listener, ListenError> {
         let failed = |error| ListenError::from_io(url, error);
+        if url.is_tls() && options.tls.is_none() {
+            return Err(ListenError::TlsMissing { url: url.clone() });
+        }
+        tls::warn_of_ssl(url);
         let (sockets, local_url) = match (url.transport(), url.unix_address()) {
             (TransportKind::Unix, Some(address)) => {
                 let acceptor = unix::UnixAcceptor::bind(url, address, options).await?;
@@ -205,7 +231,10 @@ impl Listener {
             }
             _ => return Err(ListenError::Unsupported { url: url.clone() }),
         };
-        Ok(Listener { sockets, local_url, options: options.clone(), turn: AtomicUsize::new(0) })
+        // A plain URL must stay plain whatever the options, which several listeners may share.
+        let tls = options.tls.clone().filter(|_| url.is_tls());
+        let options = Arc::new(ListenOptions { tls, ..options.clone() });
+        Ok(Listener { sockets, local_url, options, turn: AtomicUsize::new(0) })
     }
 
     /// The URL that was asked for, with the real port when that was 0.
@@ -273,7 +302,7 @@ impl Listener {
 pub struct Accepted {
     socket: Socket,
     peer: Peer,
-    options: ListenOptions,
+    options: Arc<ListenOptions>,
 }
 
 impl Accepted {
@@ -282,20 +311,32 @@ impl Accepted {
         &self.peer
     }
 
-    /// Makes it a stream: at once for tcp and unix.
+    /// Makes it a stream: at once for tcp and unix, after the handshake for TLS.
     ///
-    /// Run it in a task of its own.
+    /// Run it in a task of its own: it lasts as long as the peer likes, up to
+    /// [`ListenOptions::handshake_timeout`].
     ///
     /// # Errors
-    /// See [`HandshakeError`].
+    /// See [`HandshakeError`]. The peer was told and the connection is closed.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection.
     pub async fn handshake(self) -> Result<Stream, HandshakeError> {
-        if let Socket::Tcp(socket) = &self.socket {
-            tcp::tune(socket, &self.options.socket).map_err(HandshakeError::Io)?;
+        let Accepted { socket, peer, options } = self;
+        if let Socket::Tcp(socket) = &socket {
+            tcp::tune(socket, &options.socket).map_err(|source| HandshakeError::Io { source })?;
         }
-        Ok(self.socket.into_stream(self.peer))
+        let Some(server) = &options.tls else {
+            return Ok(socket.into_stream(peer));
+        };
+        let after = options.handshake_timeout;
+        let handshake = async {
+            match socket {
+                Socket::Tcp(socket) => server.accept(socket, peer).await,
+                Socket::Unix(socket) => server.accept(socket, peer).await,
+            }
+        };
+        timeout(after, handshake).await.unwrap_or(Err(HandshakeError::Timeout { after }))
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::tls::{TlsClient, TlsServer};
+
 /// How long [`dial`](super::dial) tries by default.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -31,13 +33,23 @@ pub struct DialOptions {
     /// The time for everything: looking up the name, all addresses, the TLS handshake.
     /// Default [`CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
+    /// Certificates; a TLS URL cannot be dialed without. Other URLs do not use it. Default `None`.
+    pub tls: Option<TlsClient>,
+    /// The name that the server's certificate must have: a DNS name or an IP address. Default
+    /// `None`: the host of the URL. A unix URL has none, so there it must be set.
+    pub server_name: Option<String>,
     /// Options of the socket.
     pub socket: SocketOptions,
 }
 
 impl Default for DialOptions {
     fn default() -> DialOptions {
-        DialOptions { connect_timeout: CONNECT_TIMEOUT, socket: SocketOptions::default() }
+        DialOptions {
+            connect_timeout: CONNECT_TIMEOUT,
+            tls: None,
+            server_name: None,
+            socket: SocketOptions::default(),
+        }
     }
 }
 
@@ -51,6 +63,8 @@ pub struct ListenOptions {
     /// Default `None`: 0o777 less the umask of the process. Nothing can connect before the
     /// permissions are set. An abstract name has none.
     pub unix_mode: Option<u32>,
+    /// Certificates; a TLS URL cannot be served without. Other URLs do not use it. Default `None`.
+    pub tls: Option<TlsServer>,
     /// The time for one TLS handshake. Default [`HANDSHAKE_TIMEOUT`].
     pub handshake_timeout: Duration,
     /// Options of the socket, and of each accepted one.
@@ -62,6 +76,7 @@ impl Default for ListenOptions {
         ListenOptions {
             backlog: BACKLOG,
             unix_mode: None,
+            tls: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             socket: SocketOptions::default(),
         }

@@ -196,6 +196,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_listener_does_not_wait_for_old_connections_and_takes_one_family() {
+        let listeners = bind(&["127.0.0.1:0".parse().unwrap()], &ListenOptions::default()).unwrap();
+        assert!(SockRef::from(&listeners[0]).reuse_address().unwrap());
+        if let Ok(listeners) = bind(&["[::1]:0".parse().unwrap()], &ListenOptions::default()) {
+            assert!(SockRef::from(&listeners[0]).only_v6().unwrap());
+        }
+    }
+
+    #[tokio::test]
     async fn a_name_with_several_addresses_gets_the_same_free_port_on_each() {
         let addresses = ["127.0.0.1:0", "127.0.0.2:0"].map(|text| text.parse().unwrap());
         let listeners = bind(&addresses, &ListenOptions::default()).unwrap();

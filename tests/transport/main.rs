@@ -16,6 +16,9 @@ use nlbus::url::BusUrl;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+mod authority;
+mod tls;
+mod tls_files;
 mod udp;
 
 fn url(text: &str) -> BusUrl {
@@ -49,9 +52,9 @@ async fn dial_error(at: &BusUrl) -> DialError {
 /// A dialed stream and its accepted other end.
 async fn pair(listener: &Listener) -> (Stream, Stream) {
     let accept = async { listener.accept().await.unwrap().handshake().await.unwrap() };
-    let options = DialOptions::default();
-    let (dialed, accepted) = tokio::join!(dial(listener.local_url(), &options), accept);
-    (dialed.unwrap(), accepted)
+    // Unwrapped before the join, or a failure to dial would wait for an accept that never comes.
+    let dial = async { dial(listener.local_url(), &DialOptions::default()).await.unwrap() };
+    tokio::join!(dial, accept)
 }
 
 async fn assert_carries(from: &mut Stream, to: &mut Stream, bytes: &[u8]) {
