@@ -91,7 +91,10 @@ impl EnvelopeHead {
     pub fn write_over(&self, frame: &mut [u8]) {
         let length = frame.len();
         if let Some(bytes) = frame.first_chunk_mut::<ENVELOPE_LEN>() {
-            *bytes = self.fixed(length);
+            bytes.copy_from_slice(
+                &self.words(length - PAYLOAD_OFFSET.min(length)).as_flattened()[..ENVELOPE_LEN],
+            );
+            bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
         }
     }
 

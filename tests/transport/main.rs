@@ -16,7 +16,9 @@ use nlbus::url::BusUrl;
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+mod authority;
 mod tls;
+mod tls_files;
 mod udp;
 
 fn url(text: &str) -> BusUrl {
