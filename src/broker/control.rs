@@ -6,8 +6,8 @@ use super::subscriptions::Subscription;
 use super::subsystems::ProvideError;
 use super::{Broker, RETURN_BASE};
 use crate::wire::{
-    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, FRAME_MIN, TooBig,
-    errno, flag,
+    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, LEGACY_FRAME_MAX,
+    TooBig, errno, flag,
 };
 
 /// The version of the protocol that this broker speaks.
@@ -106,8 +106,8 @@ impl Broker {
         }
         let ours = self.limits.frame_bytes_max;
         let theirs = control.frame_max.map_or(ours, |max| max as usize);
-        if theirs < FRAME_MIN {
-            return refuse(errno::EINVAL, format!("frame-max is below {FRAME_MIN}"));
+        if theirs < LEGACY_FRAME_MAX {
+            return refuse(errno::EINVAL, format!("frame-max is below {LEGACY_FRAME_MAX}"));
         }
         if let Some(link) = self.links.get_mut(from) {
             link.greeted = true;

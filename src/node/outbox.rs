@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::lock;
 use crate::broker::Delivery;
-use crate::wire::{EnvelopeHead, LEGACY_FRAME_MAX, MessageBuilder, nlm};
+use crate::wire::{EnvelopeHead, MessageBuilder, nlm};
 
 /// Room that an idle outbox may keep.
 const IDLE_BYTES: usize = 4_096;
@@ -282,20 +282,14 @@ impl Outbox {
         }
     }
 
-    /// The end of the next write. A peer that has not said HELLO gets whole frames, as many as it
-    /// reads at a time.
+    /// The end of the next write. A peer that has not said HELLO gets one whole frame at a time: it takes
+    /// what it reads for whole frames, and under TLS a record is what it reads.
     fn chunk_end(&self, pending: &[u8], at: usize) -> usize {
-        if self.greeted.load(Ordering::Relaxed) {
-            return pending.len();
+        let first = frame_lengths(&pending[at..]).next();
+        match first {
+            Some(length) if !self.greeted.load(Ordering::Relaxed) => at + length,
+            _ => pending.len(),
         }
-        let mut end = at;
-        for frame in frame_lengths(&pending[at..]) {
-            if end > at && end + frame - at > LEGACY_FRAME_MAX {
-                break;
-            }
-            end += frame;
-        }
-        if end == at { pending.len() } else { end }
     }
 }
 
