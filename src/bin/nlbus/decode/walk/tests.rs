@@ -68,7 +68,7 @@ fn no_cut_and_no_changed_byte_stops_the_walk_from_ending_in_valid_output() {
             is_json(&sample[..length]);
         }
         for at in 0..sample.len() {
-            for change in [0x01, 0x02, 0x04, 0x08, 0x10, 0x40, 0x80, 0xff] {
+            for change in [0x01, 0x04, 0x80, 0xff] {
                 let mut bytes = sample.clone();
                 bytes[at] ^= change;
                 is_json(&bytes);
