@@ -49,7 +49,7 @@ pub(crate) struct Args {
     #[arg(short, long)]
     json: bool,
 
-    /// Print the values of SECRET attributes, too
+    /// Print SECRET attributes, and what else of a control frame may be part of one
     #[arg(long)]
     secrets: bool,
 }

@@ -58,14 +58,19 @@ impl Walk<'_, '_> {
         let node = Node::new("attribute", rest.at)
             .number("length", (NLA_HEADER_LEN + payload.bytes.len()) as i64)
             .named("kind", attribute.kind, symbol);
-        let secret = known == Some(ControlAttribute::Secret);
-        let node = match known.filter(|_| typed && !secret) {
-            Some(known) => self.control_value(node, known, payload),
-            None => self.opaque(node, payload, secret),
+        let node = match known {
+            Some(ControlAttribute::Secret) => {
+                let secret = payload.bytes.strip_suffix(&[0]).unwrap_or(payload.bytes);
+                self.opaque(node, Part { bytes: secret, ..payload }, true)
+            }
+            Some(known) if typed => self.control_value(node, known, payload),
+            _ => self.opaque(node, payload, typed),
         };
         self.report.leaf(&node)
     }
 
+    /// A value of the shape that its kind has. One of another shape may be where a border that is wrong
+    /// has let a secret in.
     fn control_value<'a>(
         &self,
         node: Node<'a>,
@@ -77,8 +82,8 @@ impl Walk<'_, '_> {
         match (known.value_type(), word) {
             (ValueType::String, _) => {
                 match str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)) {
-                    Ok(string) => node.string("value", string),
-                    Err(_) => self.opaque(node, payload, false),
+                    Ok(string) if !string.contains('\0') => node.string("value", string),
+                    _ => self.opaque(node, payload, true),
                 }
             }
             (ValueType::U32, Ok(word)) => match known {
@@ -91,9 +96,9 @@ impl Walk<'_, '_> {
                     .number("at", offset)
                     .hex("key", key, "")
                     .hex("mask", mask, if mask == 0 { "matches everything" } else { "" }),
-                None => self.opaque(node, payload, false),
+                None => self.opaque(node, payload, true),
             },
-            _ => self.opaque(node, payload, false),
+            _ => self.opaque(node, payload, true),
         }
     }
 }

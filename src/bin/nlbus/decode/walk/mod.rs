@@ -280,13 +280,11 @@ impl Walk<'_, '_> {
         self.report.leaf(&node)
     }
 
-    /// Adds bytes to `node`: as they are, or, if they are or may hold a secret, their number. A NUL at
-    /// the end of a secret is not part of it. What a cut leaves of an unknown body may be the middle of
-    /// anything.
+    /// Adds bytes to `node`: as they are, or, if they are or may hold a secret, their number. What a cut
+    /// leaves of an unknown body may be the middle of anything.
     fn opaque<'a>(&self, node: Node<'a>, part: Part<'a>, hidden: bool) -> Node<'a> {
         if hidden && !self.options.secrets {
-            let secret = part.bytes.strip_suffix(&[0]).unwrap_or(part.bytes);
-            return node.words("value", format!("<{} bytes>", secret.len()));
+            return node.words("value", format!("<{} bytes>", part.bytes.len()));
         }
         node.bytes(part.at, part.bytes)
     }

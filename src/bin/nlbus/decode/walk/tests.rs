@@ -40,11 +40,15 @@ fn nested(depth: usize) -> Vec<u8> {
     MessageBuilder::new(16, 0).body(&[0; 16]).attribute(kind, &payload).unwrap().finish()
 }
 
+fn shows_secret(text: &str) -> bool {
+    text.contains("34 35 36 37") || text.contains("4567")
+}
+
 fn samples() -> Vec<Vec<u8>> {
     let mut control = Vec::new();
     ControlBuilder::new(&mut control, EnvelopeHead::default(), Command::Register)
-        .bytes(ControlAttribute::Secret, b"0123456789abcdef")
-        .and_then(|control| control.string(ControlAttribute::Host, "tcp://[::1]:9824"))
+        .string(ControlAttribute::Host, "tcp://[::1]:9824")
+        .and_then(|control| control.bytes(ControlAttribute::Secret, b"0123456789abcdef"))
         .and_then(|control| control.u32(ControlAttribute::Addr, 0x10003))
         .and_then(|control| control.u32(ControlAttribute::Errno, 2))
         .and_then(|control| control.key(Key::default()))
@@ -64,7 +68,7 @@ fn no_cut_and_no_changed_byte_stops_the_walk_from_ending_in_valid_output() {
             is_json(&sample[..length]);
         }
         for at in 0..sample.len() {
-            for change in [0x01, 0x02, 0x04, 0x08, 0x10, 0x40, 0x80, 0xff] {
+            for change in [0x01, 0x04, 0x80, 0xff] {
                 let mut bytes = sample.clone();
                 bytes[at] ^= change;
                 is_json(&bytes);
@@ -80,19 +84,19 @@ fn a_secret_is_not_shown_whatever_is_wrong_around_it() {
     let (shown, _) = explain(control, Protocol::Route, true);
     assert!(shown.contains("|0123456789abcdef|"), "{shown}");
     let secret_at = control.windows(4).position(|bytes| bytes == b"0123").unwrap();
-    // Changing the kind or the length of the attribute itself makes it another attribute.
-    let around = (0..secret_at - NLA_HEADER_LEN).chain(secret_at + 16..control.len());
-    for at in around.filter(|at| !(4..8).contains(at)) {
+    // Another type makes it no frame, another kind no SECRET; it is not known then what the bytes are.
+    let kind_at = secret_at - 2;
+    for at in (0..control.len()).filter(|at| ![4, 5, kind_at, kind_at + 1].contains(at)) {
         for change in [0x01, 0x02, 0x04, 0x08, 0x10, 0x40, 0x80, 0xff] {
             let mut bytes = control.clone();
             bytes[at] ^= change;
             let (text, _) = explain(&bytes, Protocol::Route, false);
-            assert!(!text.contains("30 31 32 33"), "byte {at} ^ {change:#x}\n{text}");
+            assert!(!shows_secret(&text), "byte {at} ^ {change:#x}\n{text}");
         }
     }
     for length in 0..control.len() {
         let (text, _) = explain(&control[..length], Protocol::Route, false);
-        assert!(!text.contains("30 31 32 33"), "cut at {length}\n{text}");
+        assert!(!shows_secret(&text), "cut at {length}\n{text}");
     }
 }
 
