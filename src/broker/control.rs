@@ -105,10 +105,13 @@ impl Broker {
             _ => return refuse(errno::EINVAL, "hello needs a version of at least 1"),
         }
         let ours = self.limits.frame_bytes_max;
-        let theirs = control.frame_max.map_or(ours, |max| max as usize);
-        if theirs < LEGACY_FRAME_MAX {
-            return refuse(errno::EINVAL, format!("frame-max is below {LEGACY_FRAME_MAX}"));
-        }
+        let theirs = match control.frame_max.map(|max| max as usize) {
+            Some(max @ LEGACY_FRAME_MAX..) => max,
+            _ => {
+                let text = format!("hello needs a frame-max of at least {LEGACY_FRAME_MAX}");
+                return refuse(errno::EINVAL, text);
+            }
+        };
         if let Some(link) = self.links.get_mut(from) {
             link.greeted = true;
             link.frame_max = theirs.min(ours);
