@@ -3,7 +3,8 @@
 mod support_node;
 
 use nlbus::broker::{
-    Action, Broker, Delivery, EVERYBODY, Limits, RETURN_BASE, SUBSYSTEM_BASE, Source,
+    Access, Action, Broker, Delivery, EVERYBODY, Limits, LinkKind, RETURN_BASE, Rights,
+    SUBSYSTEM_BASE, Source,
 };
 use nlbus::wire::{
     Command, ControlAttribute, EnvelopeHead, FRAME_MAX, Fault, Header, Key, LEGACY_FRAME_MAX,
@@ -190,8 +191,7 @@ fn only_a_provider_may_send_to_a_return_address() {
 #[test]
 fn a_link_without_the_right_to_use_the_bus_may_send_nothing() {
     let (mut bus, _, address) = served();
-    let mute =
-        bus.up(nlbus::broker::LinkKind { rights: nlbus::broker::Rights::default(), local: false });
+    let mute = bus.up(LinkKind::stream(Access::reading(Rights::NONE)));
     for dst in [0, EVERYBODY, address, RETURN_BASE, 5] {
         let got = bus.send_one(mute, &ask(dst, 0, 1, b""));
         assert_eq!((got.to, exception(&got.frame).0), (mute, errno::EPERM));
