@@ -196,21 +196,21 @@ fn each_command_needs_its_right() {
     let none = rights(false, false, false);
     let [uses, provides, controls] =
         [rights(true, false, false), rights(false, true, false), rights(false, false, true)];
-    let table: [(&[Command], Option<LinkKind>); 4] = [
+    let table: [(&[Command], Option<&LinkKind>); 4] = [
         (&[Hello, Register, Route], None),
-        (&[Subscribe, Unsubscribe, Discover], Some(uses)),
-        (&[Provide, Remove], Some(provides)),
+        (&[Subscribe, Unsubscribe, Discover], Some(&uses)),
+        (&[Provide, Remove], Some(&provides)),
         (
             &[
                 Stop, Reload, Connect, Disconnect, Serve, Shutdown, Unregister, List, Stats,
                 LogLevel,
             ],
-            Some(controls),
+            Some(&controls),
         ),
     ];
     for (commands, needed) in table {
         for command in commands {
-            for kind in [none, uses, provides, controls, STRANGER, SERVICE] {
+            for kind in [&none, &uses, &provides, &controls, &STRANGER, &SERVICE] {
                 let enough = needed.is_none_or(|needed| {
                     let (needed, has) = (needed.access.rights, kind.access.rights);
                     (!needed.use_bus || has.use_bus)
@@ -218,7 +218,7 @@ fn each_command_needs_its_right() {
                         && (!needed.control || has.control)
                 });
                 let mut bus = Bus::default();
-                let link = bus.up(kind);
+                let link = bus.up(kind.clone());
                 let said = bus.control(link, *command, |control| {
                     control
                         .string(ControlAttribute::Host, "name")?
