@@ -85,6 +85,16 @@ impl EnvelopeHead {
         }
     }
 
+    /// Overwrites the fixed part of a whole frame, but for its length. Frames shorter than 24 bytes stay
+    /// as they are.
+    #[inline]
+    pub fn write_over(&self, frame: &mut [u8]) {
+        let length = frame.len();
+        if let Some(bytes) = frame.first_chunk_mut::<ENVELOPE_LEN>() {
+            bytes.copy_from_slice(self.fixed(length).map(u32::to_le_bytes).as_flattened());
+        }
+    }
+
     /// The 28 bytes that stand before a payload of `length` bytes. The payload is to be followed by
     /// `align4(length) - length` zero bytes.
     ///
@@ -123,18 +133,21 @@ impl EnvelopeHead {
     /// field by field are shifted into place one by one.
     #[inline(always)]
     fn words(&self, length: usize) -> [[u8; 4]; PAYLOAD_OFFSET / 4] {
-        let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
-        [
-            align4(PAYLOAD_OFFSET + length) as u32,
-            pair(TRANSPORT_TYPE, self.flags),
-            self.sequence,
-            self.pid,
-            self.dst,
-            self.src,
-            pair((NLA_HEADER_LEN + length) as u16, CDATA),
-        ]
-        .map(u32::to_le_bytes)
+        let [frame, kind, sequence, pid, dst, src] = self.fixed(align4(PAYLOAD_OFFSET + length));
+        let attribute = pair((NLA_HEADER_LEN + length) as u16, CDATA);
+        [frame, kind, sequence, pid, dst, src, attribute].map(u32::to_le_bytes)
     }
+
+    #[inline(always)]
+    fn fixed(&self, frame_length: usize) -> [u32; ENVELOPE_LEN / 4] {
+        let kind = pair(TRANSPORT_TYPE, self.flags);
+        [frame_length as u32, kind, self.sequence, self.pid, self.dst, self.src]
+    }
+}
+
+#[inline(always)]
+fn pair(low: u16, high: u16) -> u32 {
+    u32::from(low) | u32::from(high) << 16
 }
 
 /// A checked view of one whole frame.

@@ -35,6 +35,7 @@ table! {
     EEXIST 17 "it exists already"
     ENODEV 19 "no such device"
     EINVAL 22 "invalid argument"
+    EMFILE 24 "too many open files"
     ENOSPC 28 "no room left"
     EPIPE 32 "the other end is gone"
     ERANGE 34 "out of range"

@@ -1,2 +1,78 @@
 //! The `nlbus` command: parse, set up logging, call the library.
-fn main() {}
+
+mod connect;
+mod decode;
+mod demo;
+mod exit;
+mod serve;
+mod show;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use exit::Exit;
+
+/// The kernel's own message format as a message bus.
+#[derive(Debug, Parser)]
+#[command(version, after_help = exit::HELP)]
+struct Cli {
+    /// Log more: -v for links and subsystems, -vv for details, -vvv for everything. NLBUS_LOG takes
+    /// directives as tracing's EnvFilter does, and goes first.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Show(show::Args),
+    Decode(decode::Args),
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(&cli);
+    let outcome = match cli.command {
+        Command::Decode(args) => decode::run(&args, &mut io::stdout().lock())
+            .map(|outcome| if outcome == decode::Outcome::Sound { Exit::Ok } else { Exit::Failed }),
+        Command::Serve(args) => block_on(serve::run(args)),
+        Command::Show(args) => block_on(show::run(args)),
+        Command::Demo(args) => block_on(demo::run(args)),
+    };
+    let exit = outcome.unwrap_or_else(|error| {
+        let exit = Exit::of(&error);
+        if exit != Exit::Ok {
+            let _ = writeln!(io::stderr(), "nlbus: {}", exit::one_line(&error));
+        }
+        exit
+    });
+    exit.into()
+}
+
+fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}
+
+/// Logs go to standard error. A server tells of its links without being asked; the other commands only of
+/// what is wrong.
+fn log(cli: &Cli) {
+    let quiet = if matches!(cli.command, Command::Serve(_)) { 1 } else { 0 };
+    let level = match cli.verbose + quiet {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("NLBUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}

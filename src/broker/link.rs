@@ -1,0 +1,156 @@
+//! Links: who is connected, and what they may do.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::wire::LEGACY_FRAME_MAX;
+
+/// Names a link for as long as the broker runs: the slot may be used again, its generation is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkId {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+impl LinkId {
+    /// The link's slot; no two links that are up share one.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+/// What a link may do (proto-spec/control.md, "Rights").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Send, subscribe, discover.
+    pub use_bus: bool,
+    /// Provide subsystems.
+    pub provide: bool,
+    /// Connect, serve, shut down, stop.
+    pub control: bool,
+}
+
+impl Rights {
+    /// What a link from within the process has.
+    pub const ALL: Self = Self { use_bus: true, provide: true, control: true };
+    /// What a stranger has.
+    pub const USE: Self = Self { use_bus: true, provide: false, control: false };
+}
+
+/// What the core has to know of a new link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkKind {
+    /// What it may do.
+    pub rights: Rights,
+    /// It lives in the broker's own process: it reassembles, and is told when a return address is gone.
+    pub local: bool,
+}
+
+/// One link.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) rights: Rights,
+    pub(super) local: bool,
+    /// Has said HELLO, or is local.
+    pub(super) greeted: bool,
+    /// The longest frame that it takes.
+    pub(super) frame_max: usize,
+    /// Its ports and the addresses that stand for them. The peer chooses the keys.
+    pub(super) ports: HashMap<u32, u32>,
+    /// The pair that was looked up last: most links have one port.
+    pub(super) last_port: Option<(u32, u32)>,
+    /// How many names it provides.
+    pub(super) provides: u32,
+    /// Numbers of subscriptions that were given back.
+    pub(super) cids_free: Vec<u32>,
+    /// The lowest number given out so far; they count down.
+    pub(super) cid_next: u32,
+    /// The last event that was sent to it, so that two subscriptions give one copy.
+    pub(super) last_event: u64,
+}
+
+impl Link {
+    fn new(kind: LinkKind, frame_max: usize, cids: u32) -> Self {
+        Self {
+            rights: kind.rights,
+            local: kind.local,
+            greeted: kind.local,
+            frame_max: if kind.local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
+            ports: HashMap::new(),
+            last_port: None,
+            provides: 0,
+            cids_free: Vec::new(),
+            cid_next: cids,
+            last_event: 0,
+        }
+    }
+}
+
+/// The links that are up, by slot.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    up: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    link: Option<Link>,
+}
+
+impl Links {
+    pub(super) fn len(&self) -> usize {
+        self.up
+    }
+
+    pub(super) fn insert(&mut self, kind: LinkKind, frame_max: usize, cids: u32) -> LinkId {
+        let link = Link::new(kind, frame_max, cids);
+        self.up += 1;
+        if let Some(index) = self.free.pop() {
+            let slot = &mut self.slots[index as usize];
+            slot.link = Some(link);
+            return LinkId { index, generation: slot.generation };
+        }
+        let index = self.slots.len() as u32;
+        self.slots.push(Slot { generation: 0, link: Some(link) });
+        LinkId { index, generation: 0 }
+    }
+
+    pub(super) fn remove(&mut self, id: LinkId) -> Option<Link> {
+        let slot =
+            self.slots.get_mut(id.index()).filter(|slot| slot.generation == id.generation)?;
+        let link = slot.link.take()?;
+        self.up -= 1;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(id.index);
+        Some(link)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, id: LinkId) -> Option<&Link> {
+        let slot = self.slots.get(id.index())?;
+        if slot.generation == id.generation { slot.link.as_ref() } else { None }
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        let slot = self.slots.get_mut(id.index())?;
+        if slot.generation == id.generation { slot.link.as_mut() } else { None }
+    }
+
+    pub(super) fn local_providers(&self) -> impl Iterator<Item = LinkId> {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let link = slot.link.as_ref()?;
+            (link.local && link.provides > 0)
+                .then_some(LinkId { index: index as u32, generation: slot.generation })
+        })
+    }
+}

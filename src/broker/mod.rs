@@ -1,0 +1,380 @@
+//! The bus as a pure state machine: links, addresses, subscriptions, rights.
+//!
+//! A [`Broker`] has no sockets, no clock and no randomness. What happens comes in by `link_up`,
+//! `link_down` and `handle_bytes`; what is to be done goes out as [`Actions`], to be carried out in their
+//! order. It looks at a frame's header and addresses and never at what is inside, but for control frames,
+//! which are meant for it, and for broadcasts, which subscriptions choose from.
+//!
+//! ```text
+//! frame.dst   0, 0xffffffff           everybody who subscribed
+//!             0x00010003 … 0x0001ffff a subsystem: one of its providers
+//!             0x80000000 …            a return address: the port of the link that it stands for
+//!             anything else           comes back if the frame says ASK, else as 0
+//! ```
+
+mod action;
+mod control;
+mod limits;
+mod link;
+mod returns;
+mod subscriptions;
+mod subsystems;
+
+pub use action::{Action, Actions, Delivery, Source};
+pub use limits::{Counters, Limits};
+pub use link::{LinkId, LinkKind, Rights};
+pub use returns::{RETURN_BASE, RETURNS_CEILING};
+pub use subsystems::{SUBSYSTEM_BASE, SUBSYSTEM_LAST};
+
+use link::Links;
+use returns::Returns;
+use subscriptions::Subscriptions;
+use subsystems::Subsystems;
+
+use crate::wire::{
+    Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
+    TRANSPORT_TYPE, errno, flag,
+};
+
+/// The address of everybody who subscribed; 0 means the same.
+pub const EVERYBODY: u32 = u32::MAX;
+
+/// What [`Broker::handle_bytes`] did with its buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handled {
+    /// This many bytes were whole frames and are dealt with; the rest begins a frame that is not whole.
+    pub consumed: usize,
+    /// The bytes after `consumed` make no sense: the link is to be closed.
+    pub fault: Option<Malformed>,
+}
+
+/// The core. See the [module](self).
+#[derive(Debug, Default)]
+pub struct Broker {
+    limits: Limits,
+    counters: Counters,
+    links: Links,
+    returns: Returns,
+    subsystems: Subsystems,
+    subscriptions: Subscriptions,
+    /// Counts broadcasts, so that a link gets each once.
+    event: u64,
+}
+
+impl Broker {
+    /// A broker without links. Of [`Limits::frame_bytes_max`] no more is taken than [`FRAME_MAX`].
+    pub fn new(mut limits: Limits) -> Self {
+        limits.frame_bytes_max = limits.frame_bytes_max.min(FRAME_MAX);
+        Self { limits, ..Self::default() }
+    }
+
+    /// What has been counted so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many links are up.
+    pub fn links_len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// How many return addresses are in use.
+    pub fn returns_len(&self) -> usize {
+        self.returns.len()
+    }
+
+    /// How many subscriptions there are.
+    pub fn subscriptions_len(&self) -> usize {
+        self.subscriptions.len()
+    }
+
+    /// Every name, its address, and how many provide it.
+    pub fn subsystems(&self) -> impl Iterator<Item = (&str, u32, usize)> {
+        self.subsystems.iter()
+    }
+
+    /// Takes a link in. `None` if [`Limits::links_max`] are up: close it.
+    pub fn link_up(&mut self, kind: LinkKind) -> Option<LinkId> {
+        if self.links.len() >= self.limits.links_max {
+            self.counters.links_refused += 1;
+            return None;
+        }
+        let cids = self.limits.subscriptions_per_link_max.min(1_024);
+        Some(self.links.insert(kind, self.limits.frame_bytes_max, cids))
+    }
+
+    /// Forgets a link and everything that was its own.
+    pub fn link_down(&mut self, id: LinkId, actions: &mut Actions) {
+        let Some(link) = self.links.remove(id) else { return };
+        for (port, address) in link.ports {
+            if address >= RETURN_BASE {
+                self.returns.remove(address);
+                for to in self.links.local_providers() {
+                    actions.list.push(Action::Gone { to, address });
+                }
+            } else {
+                self.subsystems.remove(address, id, Some(port));
+            }
+        }
+        let before = self.subscriptions.len();
+        self.subscriptions.remove_link(id);
+        if before > 0 && self.subscriptions.len() == 0 {
+            actions.list.push(Action::EventsChanged);
+        }
+    }
+
+    /// Routes the whole frames at the start of `bytes`, which came in over link `from`. Addresses are
+    /// overwritten in place; the actions refer to `bytes`, so carry them out before using it again.
+    pub fn handle_bytes(
+        &mut self,
+        from: LinkId,
+        bytes: &mut [u8],
+        actions: &mut Actions,
+    ) -> Handled {
+        let mut frames = Frames::new(bytes, self.limits.frame_bytes_max);
+        let mut consumed = 0;
+        let mut fault = None;
+        while let Some((at, frame)) = frames.next_frame() {
+            if let Err(stop) = self.handle_frame(from, at, frame, actions) {
+                fault = Some(Malformed::new(stop, at));
+                break;
+            }
+            consumed = at + frame.len();
+        }
+        fault = fault.or(frames.fault());
+        if fault.is_some() {
+            self.counters.malformed += 1;
+        }
+        Handled { consumed, fault }
+    }
+
+    #[inline]
+    fn handle_frame(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) -> Result<(), Fault> {
+        let (kind, head) = EnvelopeHead::read(frame).ok_or(Fault::HeaderCut)?;
+        if kind != TRANSPORT_TYPE {
+            return Err(Fault::NotTransport);
+        }
+        self.counters.frames += 1;
+        let Some(link) = self.links.get(from) else { return Ok(()) };
+        if head.flags & flag::CONTROL != 0 {
+            self.counters.control += 1;
+            self.handle_control(from, head, frame, actions);
+        } else if !link.rights.use_bus {
+            self.counters.forbidden += 1;
+            self.bounce(from, head, frame, errno::EPERM, "this link may not send", actions);
+        } else {
+            match head.dst {
+                0 | EVERYBODY => self.broadcast(from, at, head, frame, actions),
+                RETURN_BASE.. => self.reply(from, at, head, frame, actions),
+                _ => self.request(from, at, head, frame, actions),
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame for a subsystem, or for an address that means nothing.
+    #[inline]
+    fn request(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        let Some((to, port)) = self.subsystems.next_provider(head.dst) else {
+            return self.unknown(from, at, head, frame, actions);
+        };
+        let Some(src) = self.address_of(from, head.src) else {
+            self.counters.over_limit += 1;
+            let text = "no return address left for this port";
+            return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
+        };
+        if self.pass(from, to, at, head, (port, src), frame, Delivery::Hold, actions) {
+            self.counters.requests += 1;
+        }
+    }
+
+    /// A frame for a return address: only providers answer.
+    #[inline]
+    fn reply(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        if self.links.get(from).is_none_or(|link| link.provides == 0) {
+            self.counters.forbidden += 1;
+            let text = "only a provider may send to a return address";
+            return self.bounce(from, head, frame, errno::EPERM, text, actions);
+        }
+        let Some((to, port)) = self.returns.find(head.dst) else {
+            self.counters.stale += 1;
+            return self.bounce(from, head, frame, errno::ENOENT, "the asker is gone", actions);
+        };
+        let Some(src) = self.address_of(from, head.src) else {
+            self.counters.over_limit += 1;
+            return;
+        };
+        if self.pass(from, to, at, head, (port, src), frame, Delivery::Reply, actions) {
+            self.counters.replies += 1;
+        }
+    }
+
+    #[cold]
+    fn unknown(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        if head.flags & flag::ASK == 0 {
+            return self.broadcast(from, at, head, frame, actions);
+        }
+        let text = format!("nobody has the address {:#010x}", head.dst);
+        self.bounce(from, head, frame, errno::ENOENT, &text, actions);
+    }
+
+    /// Sends `frame` on with new addresses, if the target takes its length; whether it did.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the parts of one step, used twice")]
+    fn pass(
+        &mut self,
+        from: LinkId,
+        to: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        (dst, src): (u32, u32),
+        frame: &mut [u8],
+        delivery: Delivery,
+        actions: &mut Actions,
+    ) -> bool {
+        let frame_max = self.links.get(to).map_or(0, |link| link.frame_max);
+        if frame.len() > frame_max {
+            self.counters.too_long += 1;
+            let text = format!("the other end takes frames of at most {frame_max} bytes");
+            self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
+            return false;
+        }
+        EnvelopeHead::rewrite(frame, dst, src);
+        actions.send(to, Source::Input, at..at + frame.len(), delivery);
+        true
+    }
+
+    /// A frame for whoever subscribed. Its header is wiped: of the sender only the subsystem stays, and
+    /// for a link that has not said HELLO not even that, as the original has it.
+    fn broadcast(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        self.counters.broadcasts += 1;
+        let provided = self.links.get(from).and_then(|link| link.ports.get(&head.src).copied());
+        let src = provided.filter(|address| *address < RETURN_BASE).unwrap_or(0);
+        EnvelopeHead { src, ..EnvelopeHead::default() }.write_over(frame);
+        let frame: &[u8] = frame;
+        let Ok(payload) = Envelope::parse(frame).and_then(|envelope| envelope.payload()) else {
+            self.counters.dropped += 1;
+            return;
+        };
+        self.event += 1;
+        let mut wanted = false;
+        let mut wiped = None;
+        for to in self.subscriptions.matching(src, payload) {
+            wanted = true;
+            let Some(link) = self.links.get_mut(to) else { continue };
+            if link.last_event == self.event {
+                continue;
+            }
+            link.last_event = self.event;
+            if frame.len() > link.frame_max {
+                self.counters.too_long += 1;
+            } else if link.greeted || src == 0 {
+                actions.send(to, Source::Input, at..at + frame.len(), Delivery::Shed);
+            } else {
+                let range = wiped.get_or_insert_with(|| wipe(frame, &mut actions.scratch)).clone();
+                actions.send(to, Source::Scratch, range, Delivery::Shed);
+            }
+        }
+        if !wanted {
+            self.counters.unwanted += 1;
+        }
+    }
+
+    /// The address that answers to `port` of `link` go to, made on first use.
+    #[inline]
+    fn address_of(&mut self, id: LinkId, port: u32) -> Option<u32> {
+        let link = self.links.get_mut(id)?;
+        if let Some((last, address)) = link.last_port
+            && last == port
+        {
+            return Some(address);
+        }
+        let address = match link.ports.get(&port) {
+            Some(address) => *address,
+            None if link.ports.len() >= self.limits.ports_per_link_max => return None,
+            None => {
+                let address = self.returns.insert(id, port, self.limits.returns_max)?;
+                link.ports.insert(port, address);
+                address
+            }
+        };
+        link.last_port = Some((port, address));
+        Some(address)
+    }
+
+    /// Gives a frame that nobody takes back to its sender, if it asked to know.
+    #[cold]
+    fn bounce(
+        &mut self,
+        from: LinkId,
+        head: EnvelopeHead,
+        frame: &[u8],
+        number: i32,
+        text: &str,
+        actions: &mut Actions,
+    ) {
+        if head.flags & flag::ASK == 0 || head.flags & (flag::RESPONSE | flag::EXCEPTION) != 0 {
+            self.counters.dropped += 1;
+            return;
+        }
+        self.counters.exceptions += 1;
+        let request = Envelope::parse(frame)
+            .and_then(|envelope| envelope.payload())
+            .and_then(Header::parse)
+            .unwrap_or_default();
+        let error = ErrorMessage::emit(-number, &request, text);
+        let answer = EnvelopeHead {
+            flags: flag::EXCEPTION | flag::RESPONSE,
+            dst: head.src,
+            src: head.dst,
+            ..head
+        };
+        actions.send_made(from, Delivery::Hold, |out| {
+            answer.emit(&error, out).unwrap_or_else(|too_big| {
+                unreachable!("an error message is far below {}", too_big.max)
+            });
+        });
+    }
+}
+
+/// Appends a copy of `frame` whose header says nothing at all.
+fn wipe(frame: &[u8], scratch: &mut Vec<u8>) -> std::ops::Range<usize> {
+    let start = scratch.len();
+    scratch.extend_from_slice(frame);
+    EnvelopeHead::default().write_over(&mut scratch[start..]);
+    start..scratch.len()
+}

@@ -1,0 +1,84 @@
+//! Taking connections in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::{Node, Shared, Stop, socket};
+use crate::broker::Rights;
+use crate::transport::{Accepted, ListenError, ListenOptions, Listener, is_transient};
+use crate::url::BusUrl;
+
+/// How long accepting pauses when the system is out of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Node {
+    /// Listens at `url` and takes links in from then on; the URL with the port that was bound.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    ///
+    /// Cancel-safe: dropped before it returns, nothing listens.
+    pub async fn listen(
+        &self,
+        url: &BusUrl,
+        options: &ListenOptions,
+    ) -> Result<BusUrl, ListenError> {
+        let listener = Listener::bind(url, options).await?;
+        let bound = listener.local_url().clone();
+        let shared = Arc::clone(&self.shared);
+        let busy = shared.busy.hold();
+        let handshake_max = options.handshake_timeout;
+        let span = info_span!("listener", url = %bound);
+        let work = async move {
+            let _busy = busy;
+            info!("listening");
+            tokio::select! {
+                () = accept_loop(&shared, &listener, handshake_max) => {}
+                () = shared.stopped(Stop::Drain) => info!("closed"),
+            }
+        };
+        tokio::spawn(work.instrument(span));
+        Ok(bound)
+    }
+}
+
+async fn accept_loop(shared: &Arc<Shared>, listener: &Listener, handshake_max: Duration) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => {
+                let shared = Arc::clone(shared);
+                let busy = shared.busy.hold();
+                let span = info_span!(parent: None, "link", peer = %accepted.peer().address);
+                let work = async move {
+                    let _busy = busy;
+                    welcome(&shared, accepted, handshake_max).await;
+                };
+                tokio::spawn(work.instrument(span));
+            }
+            Err(error) if is_transient(&error) => {
+                warn!(%error, "cannot accept for now");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept any more");
+                return;
+            }
+        }
+    }
+}
+
+async fn welcome(shared: &Arc<Shared>, accepted: Accepted, handshake_max: Duration) {
+    let handshake = timeout(handshake_max, accepted.handshake());
+    let stream = tokio::select! {
+        stream = handshake => stream,
+        () = shared.stopped(Stop::Drain) => return,
+    };
+    match stream {
+        Ok(Ok(stream)) => socket::run_link(shared, stream, Rights::USE).await,
+        Ok(Err(error)) => info!(%error, "refused: the handshake failed"),
+        Err(_) => info!("refused: no handshake within {handshake_max:?}"),
+    }
+}

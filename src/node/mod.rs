@@ -1,0 +1,258 @@
+//! Where the core meets I/O: links over sockets and links inside the process, their reading, their
+//! outboxes, and the way out.
+//!
+//! One task reads each socket. It routes a whole read under one lock of the core, appends the
+//! frames to the outboxes of their targets, and flushes those itself; a writer task for each socket takes
+//! over only while the socket is full. See `ARCHITECTURE.md`, "One frame's way".
+
+mod framed;
+mod inbox;
+mod listen;
+mod local;
+mod options;
+mod outbox;
+mod pool;
+mod route;
+mod socket;
+
+pub use framed::{FrameReader, FrameWriter, ReadError, framed};
+pub use local::{LocalFrame, LocalItem, LocalLink, LocalReceiver};
+pub use options::NodeOptions;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::broker::{self, Action, Broker, LinkId};
+use pool::BufferPool;
+use route::Target;
+
+/// Takes a lock; a panic of another holder leaves nothing half-done that is worth stopping for.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A broker with its sockets. A cheap handle: clones share one node.
+///
+/// Links live until their peer, an error or [`shutdown`](Self::shutdown) ends them, also when every
+/// handle is dropped.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+/// What a node has counted, beside what its [core](broker::Counters) has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeCounters {
+    /// What the core has counted.
+    pub core: broker::Counters,
+    /// Links that are up.
+    pub links: usize,
+    /// Times that a sender waited for room at its target.
+    pub held: u64,
+    /// Runs of broadcasts that were dropped because a subscriber had no room.
+    pub shed: u64,
+    /// Links that were closed because they did not read their answers.
+    pub stalled: u64,
+    /// Links that were closed because the beginning of a frame waited too long for its end.
+    pub half_frames: u64,
+}
+
+type EventsHook = Box<dyn Fn(bool) + Send + Sync>;
+
+struct Shared {
+    options: NodeOptions,
+    core: Mutex<Core>,
+    pool: BufferPool,
+    counters: Counters,
+    /// Called when the first subscription comes and when the last one goes.
+    hooks: Mutex<Vec<(LinkId, EventsHook)>>,
+    stop: watch::Sender<Stop>,
+    /// Tasks that keep the node from being shut down.
+    busy: Gauge,
+    /// Receivers inside the process, and the frames that they have given out.
+    locals: Gauge,
+}
+
+#[derive(Default)]
+struct Core {
+    broker: Broker,
+    /// By the index of the link.
+    targets: Vec<Option<Target>>,
+}
+
+#[derive(Default)]
+struct Counters {
+    held: AtomicU64,
+    shed: AtomicU64,
+    stalled: AtomicU64,
+    half_frames: AtomicU64,
+}
+
+/// How far the shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    /// It has not begun.
+    Run,
+    /// Nothing new is accepted or read; what is under way goes on.
+    Drain,
+    /// Everything ends.
+    Close,
+}
+
+impl Node {
+    /// A node without links. Its tasks run on the current tokio runtime.
+    pub fn new(options: NodeOptions) -> Self {
+        let broker = Broker::new(options.limits);
+        let shared = Shared {
+            core: Mutex::new(Core { broker, targets: Vec::new() }),
+            pool: BufferPool::new(options.spare_buffers_max),
+            counters: Counters::default(),
+            hooks: Mutex::default(),
+            stop: watch::Sender::new(Stop::Run),
+            busy: Gauge::default(),
+            locals: Gauge::default(),
+            options,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What has been counted so far.
+    pub fn counters(&self) -> NodeCounters {
+        let core = lock(&self.shared.core);
+        let counters = &self.shared.counters;
+        NodeCounters {
+            core: *core.broker.counters(),
+            links: core.broker.links_len(),
+            held: counters.held.load(Ordering::Relaxed),
+            shed: counters.shed.load(Ordering::Relaxed),
+            stalled: counters.stalled.load(Ordering::Relaxed),
+            half_frames: counters.half_frames.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Every subsystem's name and address, those without a provider left out.
+    pub fn subsystems(&self) -> Vec<(String, u32)> {
+        let core = lock(&self.shared.core);
+        core.broker
+            .subsystems()
+            .filter(|(_, _, providers)| *providers > 0)
+            .map(|(name, address, _)| (name.to_owned(), address))
+            .collect()
+    }
+
+    /// Ends in good order: listeners close, links are no longer read, services finish what they have
+    /// taken, and answers go out, for at most `grace`; then everything closes.
+    ///
+    /// Not cancel-safe: dropped half-way, links stay open and unread. Call it again.
+    pub async fn shutdown(&self, grace: Duration) {
+        let shared = &self.shared;
+        let deadline = Instant::now() + grace;
+        shared.stop.send_if_modified(|stop| {
+            let earlier = *stop < Stop::Drain;
+            *stop = (*stop).max(Stop::Drain);
+            earlier
+        });
+        let targets: Vec<Target> = lock(&shared.core).targets.iter().flatten().cloned().collect();
+        for target in &targets {
+            if let Target::Local(inbox) = target {
+                inbox.close();
+            }
+        }
+        let _ = timeout_at(deadline, shared.locals.empty()).await;
+        for target in &targets {
+            if let Target::Socket(outbox) = target {
+                let _ = timeout_at(deadline, outbox.drained()).await;
+            }
+        }
+        shared.stop.send_replace(Stop::Close);
+        for target in targets {
+            match target {
+                Target::Socket(outbox) => outbox.close(),
+                Target::Local(inbox) => inbox.close(),
+            }
+        }
+        let _ = timeout_at(deadline.max(Instant::now() + grace), shared.busy.empty()).await;
+    }
+}
+
+impl Shared {
+    /// Tells the hooks whether there are subscriptions. What counts is the state now, not the change that
+    /// led here: two links may come to this point in the other order.
+    fn events_changed(&self) {
+        let hooks = lock(&self.hooks);
+        let wanted = lock(&self.core).broker.subscriptions_len() > 0;
+        for (_, hook) in hooks.iter() {
+            hook(wanted);
+        }
+    }
+
+    /// Waits until the shutdown has come as far as `stage`.
+    async fn stopped(&self, stage: Stop) {
+        let mut stop = self.stop.subscribe();
+        // the sender lives as long as `self`
+        let _ = stop.wait_for(|now| *now >= stage).await;
+    }
+}
+
+impl Core {
+    fn target_of(&self, action: &Action) -> Option<Target> {
+        let link = match action {
+            Action::Send { to, .. } | Action::Gone { to, .. } => to,
+            Action::Greeted { link } => link,
+            Action::EventsChanged => return None,
+        };
+        self.targets.get(link.index()).cloned().flatten()
+    }
+
+    fn set_target(&mut self, link: LinkId, target: Target) {
+        if self.targets.len() <= link.index() {
+            self.targets.resize(link.index() + 1, None);
+        }
+        self.targets[link.index()] = Some(target);
+    }
+}
+
+/// Counts what is alive, and says when nothing is.
+#[derive(Default)]
+struct Gauge {
+    alive: Arc<Alive>,
+}
+
+#[derive(Default)]
+struct Alive {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+impl Gauge {
+    fn hold(&self) -> Held {
+        self.alive.count.fetch_add(1, Ordering::AcqRel);
+        Held(Arc::clone(&self.alive))
+    }
+
+    async fn empty(&self) {
+        loop {
+            let notified = self.alive.none.notified();
+            if self.alive.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+/// One of what a [`Gauge`] counts.
+struct Held(Arc<Alive>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
+}

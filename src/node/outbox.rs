@@ -1,0 +1,318 @@
+//! What waits to be written to a socket, bounded in bytes.
+//!
+//! Whoever has bytes for a link pushes them and then flushes: in the common case the socket takes them
+//! there and then, without a task switch. What it does not take is left to the link's writer task.
+//!
+//! ```text
+//! push → queue ──swap──▶ pending[at..] ──poll_write──▶ socket
+//! ```
+//!
+//! Invariant: `in_flight ≤ pending.len() - at` of the last time both were known, and
+//! `queue.len() + in_flight` is what the bound is about. A push is let in below the bound, so that it is
+//! passed by at most one run.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::AsyncWrite;
+use tokio::sync::Notify;
+
+use super::lock;
+use crate::broker::Delivery;
+use crate::wire::{EnvelopeHead, MessageBuilder, nlm};
+
+/// Room that an idle outbox may keep.
+const IDLE_BYTES: usize = 4_096;
+
+/// What became of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// The bytes are in.
+    Taken,
+    /// There is no room; nothing was taken. Flush, then wait for [`Outbox::room`].
+    Full,
+    /// There is no room, and the frames are counted as lost.
+    Shed,
+    /// The link is closed.
+    Closed,
+}
+
+/// The outgoing side of one socket.
+pub(crate) struct Outbox {
+    queue: Mutex<Queue>,
+    socket: Mutex<Socket>,
+    /// There is room again, or the outbox is closed.
+    room: Notify,
+    /// The writer task has something to do.
+    work: Notify,
+    bytes_max: usize,
+    /// The peer reassembles: writes need not end where frames end.
+    greeted: AtomicBool,
+}
+
+#[derive(Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    /// Bytes that the socket side has taken over and not yet written.
+    in_flight: usize,
+    /// Frames lost that the peer has not been told of yet.
+    shed: u32,
+    closed: bool,
+}
+
+struct Socket {
+    writer: Box<dyn AsyncWrite + Send + Unpin>,
+    pending: Vec<u8>,
+    at: usize,
+    /// Where the current write ends, for a peer that wants whole frames in a write.
+    chunk_end: usize,
+    /// The socket is full, and the writer task waits for it with its own waker.
+    blocked: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(
+        writer: Box<dyn AsyncWrite + Send + Unpin>,
+        bytes_max: usize,
+        greeted: bool,
+    ) -> Self {
+        Self {
+            queue: Mutex::default(),
+            socket: Mutex::new(Socket {
+                writer,
+                pending: Vec::new(),
+                at: 0,
+                chunk_end: 0,
+                blocked: false,
+            }),
+            room: Notify::new(),
+            work: Notify::new(),
+            bytes_max,
+            greeted: AtomicBool::new(greeted),
+        }
+    }
+
+    /// The peer has said HELLO.
+    pub(crate) fn greet(&self) {
+        self.greeted.store(true, Ordering::Relaxed);
+    }
+
+    /// Puts a run of whole frames at the end. Follow with [`flush`](Self::flush).
+    pub(crate) fn push(&self, run: &[u8], delivery: Delivery) -> Pushed {
+        let mut queue = lock(&self.queue);
+        if queue.closed {
+            return Pushed::Closed;
+        }
+        if queue.bytes.len() + queue.in_flight >= self.bytes_max {
+            if delivery != Delivery::Shed {
+                return Pushed::Full;
+            }
+            queue.shed = queue.shed.saturating_add(count_frames(run));
+            return Pushed::Shed;
+        }
+        if queue.shed > 0 {
+            let shed = std::mem::take(&mut queue.shed);
+            queue.bytes.extend_from_slice(&overrun(shed));
+        }
+        queue.bytes.extend_from_slice(run);
+        Pushed::Taken
+    }
+
+    /// Writes what the socket takes now, unless somebody else is at it, who then sees to these bytes too.
+    pub(crate) fn flush(&self) {
+        loop {
+            let mut socket = match self.socket.try_lock() {
+                Ok(socket) => socket,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            if socket.blocked {
+                return;
+            }
+            let written = self.write_some(&mut socket, &mut Context::from_waker(Waker::noop()));
+            socket.blocked = written.is_pending();
+            drop(socket);
+            match written {
+                Poll::Pending => return self.work.notify_one(),
+                Poll::Ready(Err(_)) => return self.close(),
+                Poll::Ready(Ok(())) if lock(&self.queue).bytes.is_empty() => return,
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+    }
+
+    /// Waits until there is room or the outbox is closed; it may be gone again when this returns.
+    ///
+    /// Cancel-safe.
+    pub(crate) async fn room(&self) {
+        loop {
+            let notified = self.room.notified();
+            {
+                let queue = lock(&self.queue);
+                if queue.closed || queue.bytes.len() + queue.in_flight < self.bytes_max {
+                    return;
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until everything is written or the outbox is closed. Cancel-safe.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let notified = self.room.notified();
+            {
+                let queue = lock(&self.queue);
+                if queue.closed || queue.bytes.len() + queue.in_flight == 0 {
+                    return;
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until the outbox is closed. Cancel-safe.
+    pub(crate) async fn closed(&self) {
+        loop {
+            let notified = self.room.notified();
+            if lock(&self.queue).closed {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Drops what waits, and refuses what comes.
+    pub(crate) fn close(&self) {
+        let mut queue = lock(&self.queue);
+        queue.closed = true;
+        queue.bytes = Vec::new();
+        drop(queue);
+        self.room.notify_waiters();
+        self.work.notify_one();
+    }
+
+    /// The writer task: takes over whenever the socket is full. Ends when the outbox is closed, and
+    /// closes it when the socket fails. Cancel-safe.
+    ///
+    /// # Errors
+    /// What the socket said.
+    pub(crate) async fn write_loop(&self) -> io::Result<()> {
+        let result = loop {
+            self.work.notified().await;
+            if lock(&self.queue).closed {
+                break Ok(());
+            }
+            let written = poll_fn(|context| {
+                let mut socket = lock(&self.socket);
+                let written = self.write_some(&mut socket, context);
+                socket.blocked = written.is_pending();
+                written
+            });
+            tokio::select! {
+                result = written => match result {
+                    // who pushed while this task was at the socket has left its bytes to it
+                    Ok(()) => self.flush(),
+                    Err(_) => break result,
+                },
+                () = self.closed() => break Ok(()),
+            }
+        };
+        self.close();
+        result
+    }
+
+    /// Writes until nothing is left or the socket is full.
+    fn write_some(&self, socket: &mut Socket, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if socket.at == socket.pending.len() && !self.refill(socket) {
+                return std::pin::Pin::new(&mut socket.writer).poll_flush(context);
+            }
+            if socket.at >= socket.chunk_end {
+                socket.chunk_end = self.chunk_end(&socket.pending, socket.at);
+            }
+            let chunk = &socket.pending[socket.at..socket.chunk_end];
+            match std::pin::Pin::new(&mut socket.writer).poll_write(context, chunk) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(written)) => {
+                    socket.at += written;
+                    self.account(socket.pending.len() - socket.at);
+                }
+            }
+        }
+    }
+
+    /// Takes over what is queued; whether there was anything.
+    fn refill(&self, socket: &mut Socket) -> bool {
+        socket.pending.clear();
+        socket.at = 0;
+        socket.chunk_end = 0;
+        let mut queue = lock(&self.queue);
+        if queue.bytes.is_empty() && queue.shed > 0 && !queue.closed {
+            let shed = std::mem::take(&mut queue.shed);
+            queue.bytes.extend_from_slice(&overrun(shed));
+        }
+        if queue.bytes.is_empty() {
+            if socket.pending.capacity() > IDLE_BYTES {
+                socket.pending = Vec::new();
+            }
+            if queue.bytes.capacity() > IDLE_BYTES {
+                queue.bytes = Vec::new();
+            }
+            return false;
+        }
+        std::mem::swap(&mut socket.pending, &mut queue.bytes);
+        queue.in_flight = socket.pending.len();
+        true
+    }
+
+    /// Notes how much of what was taken over is still to be written, and wakes who waits for room.
+    fn account(&self, in_flight: usize) {
+        let mut queue = lock(&self.queue);
+        queue.in_flight = in_flight;
+        let left = queue.bytes.len() + in_flight;
+        drop(queue);
+        if left == 0 || left <= self.bytes_max / 2 {
+            self.room.notify_waiters();
+        }
+    }
+
+    /// The end of the next write. A peer that has not said HELLO gets one whole frame at a time: it takes
+    /// what it reads for whole frames, and under TLS a record is what it reads.
+    fn chunk_end(&self, pending: &[u8], at: usize) -> usize {
+        let first = frame_lengths(&pending[at..]).next();
+        match first {
+            Some(length) if !self.greeted.load(Ordering::Relaxed) => at + length,
+            _ => pending.len(),
+        }
+    }
+}
+
+/// The lengths of the frames in `run`, which holds whole ones.
+pub(super) fn frame_lengths(run: &[u8]) -> impl Iterator<Item = usize> {
+    let mut rest = run;
+    std::iter::from_fn(move || {
+        let length = u32::from_le_bytes(*rest.first_chunk()?) as usize;
+        rest = rest.get(length.max(4)..)?;
+        Some(length)
+    })
+}
+
+fn count_frames(run: &[u8]) -> u32 {
+    frame_lengths(run).count() as u32
+}
+
+/// The frame that tells a subscriber how many frames it lost.
+fn overrun(count: u32) -> Vec<u8> {
+    let message = MessageBuilder::new(nlm::OVERRUN, 0).body(&count.to_le_bytes()).finish();
+    let mut frame = Vec::new();
+    EnvelopeHead::default().emit(&message, &mut frame).unwrap_or_else(|too_big| {
+        unreachable!("20 bytes are below {}", too_big.max);
+    });
+    frame
+}

@@ -1,0 +1,184 @@
+//! Carrying out what the core decided: one lock of the core for a whole read, then the outboxes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::timeout;
+
+use super::inbox::Inbox;
+use super::outbox::{Outbox, Pushed};
+use super::{Shared, lock};
+use crate::broker::{Action, Actions, Delivery, Handled, LinkId, Source};
+
+/// The other end of a link, where frames for it go.
+#[derive(Clone)]
+pub(super) enum Target {
+    Socket(Arc<Outbox>),
+    Local(Arc<Inbox>),
+}
+
+/// Scratch space of one sender, used again for each of its reads.
+#[derive(Default)]
+pub(super) struct Router {
+    actions: Actions,
+    steps: Vec<(Action, Option<Target>)>,
+    dirty: Vec<Arc<Outbox>>,
+}
+
+impl Router {
+    /// Routes the whole frames in `bytes`, which came from `from`, and hands them to their targets. Waits
+    /// where a target has no room.
+    ///
+    /// Dropping the future loses what was not handed over yet.
+    pub(super) async fn route(
+        &mut self,
+        shared: &Shared,
+        from: LinkId,
+        bytes: &mut [u8],
+    ) -> Handled {
+        let handled = {
+            let mut core = lock(&shared.core);
+            let handled = core.broker.handle_bytes(from, bytes, &mut self.actions);
+            for action in self.actions.list.drain(..) {
+                let target = core.target_of(&action);
+                self.steps.push((action, target));
+            }
+            handled
+        };
+        self.carry_out(shared, from, bytes).await;
+        handled
+    }
+
+    async fn carry_out(&mut self, shared: &Shared, from: LinkId, input: &[u8]) {
+        let mut steps = std::mem::take(&mut self.steps);
+        for (action, target) in steps.drain(..) {
+            match (action, target) {
+                (Action::Send { source, range, delivery, .. }, Some(target)) => {
+                    let actions = std::mem::take(&mut self.actions);
+                    let bytes = match source {
+                        Source::Input => &input[range],
+                        Source::Scratch => &actions.scratch[range],
+                    };
+                    match target {
+                        Target::Socket(outbox) => {
+                            self.send_out(shared, outbox, bytes, delivery).await;
+                        }
+                        Target::Local(inbox) => {
+                            self.send_in(shared, &inbox, from, bytes, delivery).await;
+                        }
+                    }
+                    self.actions = actions;
+                }
+                (Action::Greeted { .. }, Some(Target::Socket(outbox))) => outbox.greet(),
+                (Action::EventsChanged, _) => shared.events_changed(),
+                (Action::Gone { address, .. }, Some(Target::Local(inbox))) => {
+                    inbox.push_gone(address);
+                }
+                _ => {}
+            }
+        }
+        self.steps = steps;
+        self.flush();
+        self.actions.clear();
+    }
+
+    async fn send_out(
+        &mut self,
+        shared: &Shared,
+        outbox: Arc<Outbox>,
+        bytes: &[u8],
+        delivery: Delivery,
+    ) {
+        let mut pushed = outbox.push(bytes, delivery);
+        while pushed == Pushed::Full {
+            shared.counters.held.fetch_add(1, Ordering::Relaxed);
+            self.flush();
+            outbox.flush();
+            let room = outbox.room();
+            if delivery == Delivery::Reply {
+                if timeout(shared.options.reply_hold_max, room).await.is_err() {
+                    shared.counters.stalled.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!("closing a link that does not read its answers");
+                    outbox.close();
+                }
+            } else {
+                room.await;
+            }
+            pushed = outbox.push(bytes, delivery);
+        }
+        match pushed {
+            Pushed::Shed => {
+                shared.counters.shed.fetch_add(1, Ordering::Relaxed);
+            }
+            _ if self.dirty.iter().all(|dirty| !Arc::ptr_eq(dirty, &outbox)) => {
+                self.dirty.push(outbox);
+            }
+            _ => {}
+        }
+    }
+
+    async fn send_in(
+        &mut self,
+        shared: &Shared,
+        inbox: &Arc<Inbox>,
+        from: LinkId,
+        mut bytes: &[u8],
+        delivery: Delivery,
+    ) {
+        loop {
+            let room = inbox.room();
+            let (taken, pushed) = inbox.push(bytes, from);
+            bytes = &bytes[taken..];
+            if pushed != Pushed::Full {
+                return;
+            }
+            if delivery == Delivery::Shed {
+                shared.counters.shed.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            shared.counters.held.fetch_add(1, Ordering::Relaxed);
+            self.flush();
+            room.await;
+        }
+    }
+
+    fn flush(&mut self) {
+        for outbox in self.dirty.drain(..) {
+            outbox.flush();
+        }
+    }
+}
+
+/// Forgets a link, and carries out what follows from that, without waiting: what a target has no room
+/// for is dropped.
+pub(super) fn link_down(shared: &Shared, id: LinkId) {
+    let mut actions = Actions::default();
+    let steps: Vec<(Action, Option<Target>)> = {
+        let mut core = lock(&shared.core);
+        core.broker.link_down(id, &mut actions);
+        if let Some(target) = core.targets.get_mut(id.index()) {
+            *target = None;
+        }
+        let list = actions.list.drain(..);
+        list.map(|action| (action.clone(), core.target_of(&action))).collect()
+    };
+    for step in steps {
+        match step {
+            (Action::Send { range, delivery, .. }, Some(target)) => {
+                let bytes = &actions.scratch[range];
+                match target {
+                    Target::Socket(outbox) => {
+                        outbox.push(bytes, delivery);
+                        outbox.flush();
+                    }
+                    Target::Local(inbox) => {
+                        inbox.push(bytes, id);
+                    }
+                }
+            }
+            (Action::EventsChanged, _) => shared.events_changed(),
+            (Action::Gone { address, .. }, Some(Target::Local(inbox))) => inbox.push_gone(address),
+            _ => {}
+        }
+    }
+}

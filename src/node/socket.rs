@@ -1,0 +1,186 @@
+//! The broker's side of a link over a socket.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::outbox::Outbox;
+use super::pool::BufferPool;
+use super::route::{Router, Target, link_down};
+use super::{Shared, Stop, lock};
+use crate::broker::{LinkId, LinkKind, Rights};
+use crate::transport::Stream;
+use crate::wire::Malformed;
+
+/// Why a link ended.
+enum End {
+    /// The peer closed it, and left this many bytes of a frame behind.
+    Closed(usize),
+    /// Reading failed.
+    Failed(io::Error),
+    /// What the peer sent makes no sense.
+    Malformed(Malformed),
+    /// Half a frame waited too long.
+    HalfFrame,
+    /// Writing failed, or somebody closed the outbox.
+    Outbox,
+    /// The node shuts down.
+    Stopping,
+}
+
+/// Takes a connection in as a link, and serves it until it ends.
+pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream, rights: Rights) {
+    let outbox = Outbox::new(stream.writer, shared.options.outbox_bytes_max, false);
+    let outbox = Arc::new(outbox);
+    let id = {
+        let mut core = lock(&shared.core);
+        let id = core.broker.link_up(LinkKind { rights, local: false });
+        if let Some(id) = id {
+            core.set_target(id, Target::Socket(Arc::clone(&outbox)));
+        }
+        id
+    };
+    let Some(id) = id else {
+        warn!("refused: as many links are up as may be");
+        return;
+    };
+    info!(link = %id, "up");
+    let writer = tokio::spawn({
+        let outbox = Arc::clone(&outbox);
+        async move { outbox.write_loop().await }
+    });
+    let mut router = Router::default();
+    let end = tokio::select! {
+        end = read_loop(shared, id, stream.reader, &mut router) => end,
+        () = outbox.closed() => End::Outbox,
+        () = shared.stopped(Stop::Drain) => End::Stopping,
+    };
+    if matches!(end, End::Stopping) {
+        tokio::select! {
+            () = shared.stopped(Stop::Close) => {}
+            () = outbox.closed() => {}
+        }
+    }
+    link_down(shared, id);
+    outbox.close();
+    let written = writer.await.unwrap_or(Ok(()));
+    report(id, &end, written);
+}
+
+fn report(id: LinkId, end: &End, written: io::Result<()>) {
+    match (end, written) {
+        (End::Malformed(malformed), _) => warn!(link = %id, %malformed, "closed: not a frame"),
+        (End::HalfFrame, _) => warn!(link = %id, "closed: half a frame waited too long"),
+        (End::Failed(error), _) => info!(link = %id, %error, "down"),
+        (_, Err(error)) => info!(link = %id, %error, "down: cannot write"),
+        (End::Closed(0) | End::Stopping | End::Outbox, Ok(())) => info!(link = %id, "down"),
+        (End::Closed(cut), Ok(())) => info!(link = %id, cut, "down inside a frame"),
+    }
+}
+
+async fn read_loop(
+    shared: &Shared,
+    id: LinkId,
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    router: &mut Router,
+) -> End {
+    let mut input = Input { reader, pool: &shared.pool, buffer: None, filled: 0, half: Vec::new() };
+    let mut half_since: Option<Instant> = None;
+    loop {
+        let read = match half_since {
+            None => input.read().await,
+            Some(since) => {
+                let deadline = since + shared.options.half_frame_max;
+                match timeout_at(deadline, input.read()).await {
+                    Ok(read) => read,
+                    Err(_) => {
+                        shared.counters.half_frames.fetch_add(1, Ordering::Relaxed);
+                        return End::HalfFrame;
+                    }
+                }
+            }
+        };
+        match read {
+            Ok(0) => return End::Closed(input.filled),
+            Ok(_) => {}
+            Err(error) => return End::Failed(error),
+        }
+        let handled = router.route(shared, id, input.bytes()).await;
+        if let Some(malformed) = handled.fault {
+            return End::Malformed(malformed);
+        }
+        input.consume(handled.consumed);
+        if input.filled == 0 {
+            half_since = None;
+        } else if handled.consumed > 0 || half_since.is_none() {
+            half_since = Some(Instant::now());
+        }
+    }
+}
+
+/// What a link has sent and nobody has looked at yet. While nothing arrives, the shared buffer goes back
+/// to the pool, and only the beginning of a frame is kept.
+struct Input<'p> {
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    pool: &'p BufferPool,
+    buffer: Option<Box<[u8]>>,
+    /// How many bytes of the buffer, or of `half` while there is none, are waiting.
+    filled: usize,
+    half: Vec<u8>,
+}
+
+impl Input<'_> {
+    /// Reads what there is, and waits if there is nothing: how many bytes came, 0 at the end. There is
+    /// always room: a frame is at most half a buffer long. Cancel-safe.
+    async fn read(&mut self) -> io::Result<usize> {
+        poll_fn(|context| {
+            let mut buffer = self.take_buffer();
+            let mut room = ReadBuf::new(&mut buffer[self.filled..]);
+            let read = Pin::new(&mut self.reader).poll_read(context, &mut room);
+            let count = room.filled().len();
+            if read.is_pending() {
+                self.half.extend_from_slice(&buffer[..self.filled]);
+                self.pool.put(buffer);
+                return Poll::Pending;
+            }
+            self.filled += count;
+            self.buffer = Some(buffer);
+            read.map_ok(|()| count)
+        })
+        .await
+    }
+
+    fn take_buffer(&mut self) -> Box<[u8]> {
+        self.buffer.take().unwrap_or_else(|| {
+            let mut buffer = self.pool.take();
+            buffer[..self.filled].copy_from_slice(&std::mem::take(&mut self.half));
+            buffer
+        })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.buffer.as_mut().map_or(&mut [], |buffer| &mut buffer[..self.filled])
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Some(buffer) = &mut self.buffer {
+            buffer.copy_within(count..self.filled, 0);
+            self.filled -= count;
+        }
+    }
+}
+
+impl Drop for Input<'_> {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.put(buffer);
+        }
+    }
+}

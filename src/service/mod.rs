@@ -1,0 +1,3 @@
+//! Subsystems: what is reached over the bus, made from endpoints.
+
+pub mod netlink;
