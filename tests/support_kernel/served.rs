@@ -13,7 +13,8 @@ use super::netns::Netns;
 
 pub(crate) struct Served {
     pub(crate) node: Node,
-    pub(crate) kernel: Kernel,
+    /// Kept so that further families can be served.
+    pub(crate) kernel: Option<Kernel>,
     pub(crate) tcp: BusUrl,
     pub(crate) unix: BusUrl,
     _directory: TempDir,
@@ -34,24 +35,34 @@ pub(crate) async fn serve_with(
     options: NodeOptions,
     adjust: impl FnOnce(&mut KernelOptions),
 ) -> Served {
-    let node = Node::new(options);
+    let mut served = serve_nothing(options).await;
     let mut options = KernelOptions::default();
     options.netns = Some(netns.name().to_owned());
     adjust(&mut options);
-    let kernel = Kernel::open(&options).unwrap();
-    let endpoint = Endpoint::attach(&node).unwrap();
-    let served = kernel.serve(&endpoint, "route", NETLINK_ROUTE).await.unwrap();
-    assert_eq!(served, address::SUBSYSTEM_FIRST);
+    served.kernel = Some(Kernel::open(&options).unwrap());
+    assert_eq!(served.add("route", NETLINK_ROUTE).await, address::SUBSYSTEM_FIRST);
+    served
+}
+
+/// A bus without any subsystem.
+pub(crate) async fn serve_nothing(options: NodeOptions) -> Served {
+    let node = Node::new(options);
     let directory = tempfile::tempdir().unwrap();
     let unix = format!("unix://{}/socket", directory.path().display());
     let listen = async |url: &str| {
         node.listen(&url.parse().unwrap(), &ListenOptions::default()).await.unwrap()
     };
     let (tcp, unix) = (listen("tcp://127.0.0.1:0").await, listen(&unix).await);
-    Served { node, kernel, tcp, unix, _directory: directory }
+    Served { node, kernel: None, tcp, unix, _directory: directory }
 }
 
 impl Served {
+    /// Serves another family: its address.
+    pub(crate) async fn add(&self, name: &str, protocol: u16) -> u32 {
+        let endpoint = Endpoint::attach(&self.node).unwrap();
+        self.kernel.as_ref().unwrap().serve(&endpoint, name, protocol).await.unwrap()
+    }
+
     pub(crate) async fn endpoint(&self) -> Endpoint {
         Endpoint::connect(&self.unix).await.unwrap()
     }
