@@ -50,13 +50,23 @@ impl Endpoint {
     ///
     /// Not cancel-safe: dropped half-way, the name may stay provided until the link ends.
     pub async fn provide(&self, name: &str) -> Result<Provider, RequestError> {
+        self.provide_mode(name, 0).await
+    }
+
+    /// As [`provide`](Self::provide), in a mode (`proto-spec/control.md`, PROVIDE).
+    pub(crate) async fn provide_mode(
+        &self,
+        name: &str,
+        mode: u32,
+    ) -> Result<Provider, RequestError> {
         let link = &self.handle.0;
         let port = link.new_port();
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         link.add_provider(port, sender);
         let answer = link
             .control(port, Command::Provide, REQUEST_DEADLINE, |control| {
-                control.string(ControlAttribute::Host, name)
+                let control = control.string(ControlAttribute::Host, name)?;
+                if mode == 0 { Ok(control) } else { control.u32(ControlAttribute::Mode, mode) }
             })
             .await;
         match answer.map(|answer| answer.addr) {

@@ -1,11 +1,13 @@
 //! The `nlbus` command: parse, set up logging, call the library.
 
+mod config;
 mod connect;
 mod decode;
 mod demo;
 mod exit;
 mod serve;
 mod show;
+mod tls;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -28,6 +30,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for the life of the process")]
 enum Command {
     Serve(serve::Args),
     Show(show::Args),
