@@ -193,19 +193,8 @@ impl Model {
     }
 
     /// Where a frame to a return address may go: the pair, if it is up.
-    fn back(&self, address: u32, got: &[Got]) -> Option<(Serial, u32)> {
-        let pair = match self.backs.get(&address) {
-            Some(pair) => *pair,
-            // its frame was too long to be seen with its address
-            None => {
-                let got = got.iter().find(|got| got.delivery == Delivery::Reply)?;
-                let pair = (self.serial(got.to), got.head().dst);
-                let unseen = self.links[&pair.0].ports.get(&pair.1) == Some(&None)
-                    && self.backs.values().all(|known| *known != pair);
-                assert!(unseen, "{address:#x} leads to a link that never sent");
-                pair
-            }
-        };
+    fn back(&self, address: u32) -> Option<(Serial, u32)> {
+        let pair = *self.backs.get(&address)?;
         self.links.contains_key(&pair.0).then_some(pair)
     }
 
@@ -283,7 +272,6 @@ impl Model {
             0 | u32::MAX => self.broadcast(from, frame, got),
             RETURN_BASE.. => self.reply(from, frame, got),
             _ if !providers.is_empty() => {
-                self.use_port(from, head.src);
                 self.passed(from, frame, got, &providers, Delivery::Hold);
             }
             _ if head.flags & flag::ASK == 0 => self.broadcast(from, frame, got),
@@ -310,12 +298,11 @@ impl Model {
             self.counters.forbidden += 1;
             return self.bounced(from, frame, got, errno::EPERM);
         }
-        let Some(pair) = self.back(head.dst, got) else {
+        let Some(pair) = self.back(head.dst) else {
             self.counters.stale += 1;
             return self.bounced(from, frame, got, errno::ENOENT);
         };
         self.learn(head.dst, pair);
-        self.use_port(from, head.src);
         self.passed(from, frame, got, &[pair], Delivery::Reply);
     }
 
@@ -337,6 +324,8 @@ impl Model {
             return self.bounced(from, frame, got, errno::EMSGSIZE);
         };
         assert_eq!(got.len(), 1);
+        // only now: what is too long for its target leaves no return address behind
+        self.use_port(from, support_node::frames::head_of(frame).src);
         let (was, is) = (support_node::frames::head_of(frame), delivered.head());
         assert!(fitting.contains(&(self.serial(delivered.to), is.dst)), "{delivered:?}");
         self.check_src((from, was.src), is.src);
