@@ -4,17 +4,22 @@
 
 mod support_kernel;
 
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use nlbus::endpoint::{Endpoint, Event, Filter, Subscription};
 use nlbus::service::netlink::NETLINK_ROUTE;
-use nlbus::wire::{EnvelopeHead, Key, Message, MessageBuilder, Messages, nlm};
+use nlbus::wire::{
+    Command, ControlAttribute, ControlBuilder, EnvelopeHead, Key, Message, flag, nlm,
+};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use support_kernel::message::{
-    DELADDR, DELLINK, NEWADDR, NEWLINK, NEWROUTE, add_address, add_route, add_veth, address_in,
-    delete_address, delete_link, delete_route, set_up,
+    DELADDR, DELLINK, NEWADDR, NEWLINK, NEWQDISC, NEWROUTE, add_address, add_route, add_veth,
+    address_in, delete_address, delete_link, delete_route, link, set_up,
 };
 use support_kernel::netns::{Netns, address};
-use support_kernel::original::{Original, head, payload, vector};
+use support_kernel::original::{Original, frame, head, payload, vector};
 use support_kernel::raw::{Raw, Send, header};
 use support_kernel::served::serve;
 use support_kernel::{PATIENCE, wait_until};
@@ -144,12 +149,12 @@ async fn two_subscribers_are_told_the_same_and_one_goes_on_when_the_other_leaves
 }
 
 /// What `marker` comes to is the last of what is compared.
-fn until(marker: std::net::Ipv4Addr, payload: &[u8]) -> bool {
+fn until(marker: Ipv4Addr, payload: &[u8]) -> bool {
     let message = Message::parse(payload).unwrap();
     message.header.kind == NEWADDR && address_in(message.body()) == Some(marker)
 }
 
-fn make_changes(netns: &Netns, raw: &mut Raw, marker: std::net::Ipv4Addr) {
+fn make_changes(netns: &Netns, raw: &mut Raw, marker: Ipv4Addr) {
     let index = netns.index("v");
     change(raw, add_veth("new", "newp"));
     change(raw, set_up(index));
@@ -214,6 +219,31 @@ async fn a_client_of_the_original_gets_events_in_envelopes_of_zeros() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_unsubscribed_is_told_no_more_while_others_are() {
+    let Some(netns) = Netns::new("unsubscribed") else { return };
+    let index = netns.veth("v");
+    let served = serve(&netns).await;
+    let mut client = Original::connect(&served.unix);
+    client.send(&vector("subscribe/request-all"));
+    assert_eq!(client.receive(), vector("subscribe/reply"));
+    let mut unsubscribe = Vec::new();
+    ControlBuilder::new(&mut unsubscribe, EnvelopeHead::default(), Command::Unsubscribe)
+        .u32(ControlAttribute::Cid, 1_023)
+        .unwrap()
+        .finish();
+    client.send(&unsubscribe);
+    assert_eq!(head(&client.receive()).flags, flag::CONTROL);
+
+    let mut other = served.endpoint().await.subscribe(of_type(NEWADDR)).await.unwrap();
+    let mut raw = Raw::open_in(&netns, NETLINK_ROUTE);
+    change(&mut raw, add_address(index, address(1)));
+    next(&mut other).await.unwrap();
+    client.send(&frame(5, &link(index, 6, 7)));
+    let reply = client.receive();
+    assert_eq!((head(&reply).sequence, header(payload(&reply)).kind), (5, NEWLINK));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_told_before_a_subscription_and_nothing_after_it() {
     let Some(netns) = Netns::new("after") else { return };
     let index = netns.veth("v");
@@ -240,28 +270,48 @@ async fn nothing_is_told_before_a_subscription_and_nothing_after_it() {
 
 /// The room is taken away where the kernel looks: from the socket's receive buffer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_the_kernel_had_no_room_for_are_told_as_an_overrun() {
+async fn events_that_the_kernel_had_no_room_for_are_told_to_every_subscriber_as_lost() {
     let Some(netns) = Netns::new("eventsoverrun") else { return };
     let served = serve(&netns).await;
     let endpoint = served.endpoint().await;
-    let mut subscription = endpoint.subscribe(of_type(nlm::OVERRUN)).await.unwrap();
+    // what these name never happens
+    let of_route = of_type(NEWQDISC).from("route");
+    let mut one = endpoint.subscribe(of_type(NEWQDISC)).await.unwrap();
+    let mut other = endpoint.subscribe(of_route).await.unwrap();
+    let mut original = Original::connect(&served.unix);
+    original.send(&vector("subscribe/request-dellink-only"));
+    assert_eq!(head(&original.receive()).flags, flag::CONTROL);
     let [monitor] = &netns.descriptors(NETLINK_ROUTE)[..] else { panic!("one socket") };
     set_socket_recv_buffer_size(monitor, 1).unwrap();
+
     let mut raw = Raw::open_in(&netns, NETLINK_ROUTE);
-    let overrun = MessageBuilder::new(nlm::OVERRUN, 0).body(&[0; 4]).finish();
-    loop {
-        // each makes the kernel tell thousands of things at once, far faster than they are read
+    let deadline = Instant::now() + PATIENCE;
+    let broadcasts = || served.node.counters().core.broadcasts;
+    let mut first = std::pin::pin!(one.next());
+    let told = loop {
+        // makes the kernel tell thousands of things at once, far faster than they are read
         netns.addresses(1_000);
+        let before = broadcasts();
         change(&mut raw, delete_link(netns.index("many")));
-        if let Ok(told) = timeout(std::time::Duration::ZERO, next(&mut subscription)).await {
-            assert_eq!(told.as_deref(), Some(&overrun[..]));
-            break;
+        wait_until("something is told", || broadcasts() > before);
+        if let Ok(told) = timeout(Duration::ZERO, &mut first).await {
+            break told;
+        }
+        assert!(Instant::now() < deadline, "nothing is ever lost");
+    };
+    assert!(matches!(told, Some(Event::Lost(1))));
+    assert_eq!(next(&mut other).await, None);
+    loop {
+        let frame = original.receive();
+        assert_eq!(head(&frame), EnvelopeHead::default());
+        match header(payload(&frame)).kind {
+            nlm::OVERRUN => break,
+            kind => assert_eq!(kind, DELLINK),
         }
     }
     let mut events = endpoint.subscribe(of_type(NEWLINK)).await.unwrap();
     change(&mut raw, add_veth("new", "newp"));
-    let told = next(&mut events).await.unwrap();
-    assert_eq!(Messages::new(&told).count(), 1, "events go on");
+    while next(&mut events).await.is_none() {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
