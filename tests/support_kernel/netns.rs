@@ -21,6 +21,8 @@ pub(crate) struct Netns {
 pub(crate) struct Listed {
     pub(crate) protocol: u16,
     pub(crate) port_id: u32,
+    /// The first 32 groups that it is in, a bit each.
+    pub(crate) groups: u32,
     pub(crate) inode: u64,
 }
 
@@ -136,6 +138,7 @@ impl Netns {
             Listed {
                 protocol: columns[1].parse().unwrap(),
                 port_id: columns[2].parse().unwrap(),
+                groups: u32::from_str_radix(columns[3], 16).unwrap(),
                 inode: columns[9].parse().unwrap(),
             }
         });
