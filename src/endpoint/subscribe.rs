@@ -1,7 +1,6 @@
 //! SUBSCRIBE: broadcasts, chosen by conditions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, mpsc};
@@ -149,56 +148,67 @@ impl Drop for Subscription {
 pub(super) struct Subscriber {
     keys: Vec<Key>,
     from: Option<u32>,
-    lost: AtomicU64,
-    sender: std::sync::Mutex<Option<mpsc::Sender<(Event, Frame)>>>,
+    queue: std::sync::Mutex<Queue>,
     receiver: Mutex<mpsc::Receiver<(Event, Frame)>>,
+}
+
+struct Queue {
+    /// `None` when the link has ended.
+    sender: Option<mpsc::Sender<(Event, Frame)>>,
+    /// Events that found no room since the last one that did.
+    lost: u64,
 }
 
 impl Subscriber {
     fn new(keys: Vec<Key>, from: Option<u32>) -> Self {
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        Self {
-            keys,
-            from,
-            lost: AtomicU64::new(0),
-            sender: std::sync::Mutex::new(Some(sender)),
-            receiver: Mutex::new(receiver),
-        }
+        let queue = std::sync::Mutex::new(Queue { sender: Some(sender), lost: 0 });
+        Self { keys, from, queue, receiver: Mutex::new(receiver) }
     }
 
     /// Takes an event if it is wanted; never waits.
     pub(super) fn offer(&self, from: u32, payload: &Bytes, frame: &Frame) {
-        if from == 0
-            && let Some(lost) = overrun(payload)
-        {
-            self.lost.fetch_add(lost, Ordering::AcqRel);
-            return;
-        }
-        let wanted = self.from.is_none_or(|wanted| wanted == from)
-            && self.keys.iter().all(|key| key.matches(payload));
-        if !wanted {
-            return;
-        }
-        let sender = crate::node::lock(&self.sender);
-        let event = (Event::Message { from, payload: payload.clone() }, frame.clone());
-        if sender.as_ref().is_some_and(|sender| sender.try_send(event).is_err()) {
-            self.lost.fetch_add(1, Ordering::AcqRel);
-        }
+        let concerns = from == 0 || self.from.is_none_or(|wanted| wanted == from);
+        let event = match overrun(payload) {
+            Some(lost) if concerns => Event::Lost(lost),
+            _ if self.wants(from, payload) => Event::Message { from, payload: payload.clone() },
+            _ => return,
+        };
+        crate::node::lock(&self.queue).push(event, frame);
+    }
+
+    fn wants(&self, from: u32, payload: &[u8]) -> bool {
+        self.from.is_none_or(|wanted| wanted == from)
+            && self.keys.iter().all(|key| key.matches(payload))
     }
 
     pub(super) fn end(&self) {
-        crate::node::lock(&self.sender).take();
+        crate::node::lock(&self.queue).sender = None;
     }
 
     async fn next(&self) -> Option<Event> {
         let mut receiver = self.receiver.lock().await;
-        if receiver.is_empty() {
-            let lost = self.lost.swap(0, Ordering::AcqRel);
-            if lost > 0 {
-                return Some(Event::Lost(lost));
+        {
+            let mut queue = crate::node::lock(&self.queue);
+            if queue.lost > 0 && receiver.is_empty() {
+                return Some(Event::Lost(std::mem::take(&mut queue.lost)));
             }
         }
         receiver.recv().await.map(|(event, _)| event)
+    }
+}
+
+impl Queue {
+    /// Puts an event at the end, behind the word of those that found no room before it.
+    fn push(&mut self, event: Event, frame: &Frame) {
+        let Some(sender) = &self.sender else { return };
+        if self.lost > 0 && sender.try_send((Event::Lost(self.lost), frame.clone())).is_ok() {
+            self.lost = 0;
+        }
+        let count = if let Event::Lost(count) = event { count } else { 1 };
+        if sender.try_send((event, frame.clone())).is_err() {
+            self.lost += count;
+        }
     }
 }
 
@@ -207,4 +217,61 @@ fn overrun(payload: &[u8]) -> Option<u64> {
     let message = Messages::new(payload).next()?.ok()?;
     let count = message.body().first_chunk::<4>().map(|count| u32::from_le_bytes(*count))?;
     (message.header.kind == nlm::OVERRUN).then_some(u64::from(count.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::MessageBuilder;
+
+    fn offer(subscriber: &Subscriber, from: u32, payload: impl Into<Bytes>) {
+        let payload = payload.into();
+        let frame = Frame { bytes: payload.clone(), _held: None };
+        subscriber.offer(from, &payload, &frame);
+    }
+
+    fn overrun_of(count: u32) -> Vec<u8> {
+        MessageBuilder::new(nlm::OVERRUN, 0).body(&count.to_le_bytes()).finish()
+    }
+
+    async fn number(subscriber: &Subscriber) -> Result<u32, u64> {
+        match subscriber.next().await.unwrap() {
+            Event::Message { payload, .. } => {
+                Ok(u32::from_le_bytes(payload[..].try_into().unwrap()))
+            }
+            Event::Lost(count) => Err(count),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_told_before_what_comes_after_it() {
+        let subscriber = Subscriber::new(Vec::new(), None);
+        let max = EVENTS_MAX as u32;
+        for event in 0..max + 3 {
+            offer(&subscriber, 0, event.to_le_bytes().to_vec());
+        }
+        assert_eq!(number(&subscriber).await, Ok(0));
+        assert_eq!(number(&subscriber).await, Ok(1));
+        offer(&subscriber, 0, 9_999u32.to_le_bytes().to_vec());
+        offer(&subscriber, 0, 10_000u32.to_le_bytes().to_vec());
+        for event in 2..max {
+            assert_eq!(number(&subscriber).await, Ok(event));
+        }
+        assert_eq!(number(&subscriber).await, Err(3));
+        assert_eq!(number(&subscriber).await, Ok(9_999));
+        assert_eq!(number(&subscriber).await, Err(1));
+    }
+
+    #[tokio::test]
+    async fn an_overrun_passes_every_key_and_wakes_who_waits() {
+        let nothing = Key { offset: 0, key: 1, mask: u32::MAX };
+        let subscriber = Subscriber::new(vec![nothing], Some(7));
+        let (told, ()) = tokio::join!(number(&subscriber), async {
+            offer(&subscriber, 8, overrun_of(5));
+            offer(&subscriber, 7, overrun_of(0));
+        });
+        assert_eq!(told, Err(1), "of another subsystem is no concern, and a kernel does not count");
+        offer(&subscriber, 0, overrun_of(4));
+        assert_eq!(number(&subscriber).await, Err(4), "the broker's own word");
+    }
 }
