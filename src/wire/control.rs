@@ -130,6 +130,7 @@ attributes! {
     Version 65 "version" U32 "The version of the protocol."
     FrameMax 66 "frame-max" U32 "The longest frame that the sender takes, in bytes."
     Port 67 "port" U32 "A port of the sending link."
+    Group 69 "group" String "A group of subscribers."
 }
 
 /// A condition on the payload of a broadcast: the little-endian u32 at `offset` of the inner message,
@@ -221,6 +222,8 @@ pub struct Control<'a> {
     pub frame_max: Option<u32>,
     /// [`ControlAttribute::Port`].
     pub port: Option<u32>,
+    /// [`ControlAttribute::Group`].
+    pub group: Option<&'a str>,
     region: &'a [u8],
 }
 
@@ -276,6 +279,7 @@ impl<'a> Control<'a> {
             version: None,
             frame_max: None,
             port: None,
+            group: None,
             region,
         }
     }
@@ -315,6 +319,7 @@ impl<'a> Control<'a> {
             ControlAttribute::Version => self.version = Some(word(payload)?),
             ControlAttribute::FrameMax => self.frame_max = Some(word(payload)?),
             ControlAttribute::Port => self.port = Some(word(payload)?),
+            ControlAttribute::Group => self.group = Some(string(payload)?),
         }
         Ok(())
     }
