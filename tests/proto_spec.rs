@@ -154,6 +154,7 @@ fn table<const N: usize>(rows: [(&str, u64); N]) -> BTreeMap<String, u64> {
 
 fn envelope_constants() -> BTreeMap<String, u64> {
     table([
+        ("data", nlm::DATA.into()),
         ("header-len", wire::HEADER_LEN as u64),
         ("envelope-len", wire::ENVELOPE_LEN as u64),
         ("nla-header-len", wire::NLA_HEADER_LEN as u64),
@@ -199,7 +200,6 @@ fn nlm_types() -> BTreeMap<String, u64> {
         ("done", nlm::DONE.into()),
         ("overrun", nlm::OVERRUN.into()),
         ("min-type", nlm::MIN_TYPE.into()),
-        ("data", nlm::DATA.into()),
     ])
 }
 

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::Endpoint;
 use super::error::RequestError;
 use super::filter::Filter;
 use super::link::Handle;
 use super::request::REQUEST_DEADLINE;
-use super::Endpoint;
 use crate::node::lock;
 use crate::wire::{Command, ControlAttribute, Key, Messages, TooBig, nlm};
 

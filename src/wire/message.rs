@@ -17,7 +17,8 @@ pub mod nlm {
     pub const OVERRUN: u16 = 4;
     /// Types below this one belong to netlink itself.
     pub const MIN_TYPE: u16 = 0x10;
-    /// On this bus, a message whose body is whatever the sender says: text, or any bytes.
+    /// Bytes of a program's own, or a part of them (proto-spec/data.md). Between programs only: a netlink
+    /// family gives the number another meaning.
     pub const DATA: u16 = 0x10;
 
     /// The message is a request.
