@@ -69,6 +69,15 @@ const CHANGES: &[&str] = &[
     "rule add not from 10.0.0.1 iif v0 fwmark 7 table 1000 prio 101",
     "rule add ipproto tcp sport 80 dport 1000-2000 table 100 prio 108",
     "rule add goto 32766 prio 113",
+    "rule add goto 9999 prio 114",
+    "rule add nop prio 115",
+    "rule add fwmark 0/0xff iif lo table 100 prio 103",
+    "rule add tos 0x10 table 100 realms 3/4 prio 104",
+    "rule add table main suppress_prefixlength 0 prio 105",
+    "rule add uidrange 1000-2000 table 100 prio 107",
+    "rule add protocol static table 100 prio 116",
+    "rule add dsfield 0x08 realms 9 oif gone0 table 100 prio 119",
+    "rule add l3mdev prio 120",
     "rule add to 10.31.0.0/16 unreachable prio 111",
     "-6 rule add from fd00::/8 table 100 prio 100",
     "rule del prio 100",
@@ -104,7 +113,11 @@ fn a_sequence_of_changes_reads_as_ip_monitor_tells_it() {
         program.lines_until(|line| line.contains(START));
         program.lines_until(|line| line.contains(END))
     };
-    let (theirs, ours) = (events_of_ip(&between(&theirs)), words(&between(&ours)));
+    let (mut theirs, mut ours) = (events_of_ip(&between(&theirs)), words(&between(&ours)));
+    // a bridge has entries before the kernel has told of it: `ip` asks who that is
+    let early = |event: &String| !event.contains("[NEIGH]dev ") && !event.contains("Deleted dev ");
+    theirs.retain(early);
+    ours.retain(early);
     for (ours, theirs) in ours.iter().zip(&theirs) {
         assert_eq!(ours, theirs);
     }

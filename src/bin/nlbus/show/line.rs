@@ -177,8 +177,42 @@ fn rule_words(record: &Record) -> Vec<String> {
     if record.contains_key("dst") {
         words.push(format!("to {}", rule::prefix(record, "dst")));
     }
-    let [_, selectors @ ..] = &rule::SELECTORS;
-    words.push(rule::words(record, selectors));
-    words.push(rule::words(record, &rule::ACTIONS));
+    words.extend(phrase(record, "tos", "tos"));
+    words.extend(phrase(record, "fwmark", "fwmark").map(|mark| match record.get("fwmask") {
+        Some(_) => format!("{mark}/{}", cell(record, "fwmask")),
+        None => mark,
+    }));
+    let devices = [
+        ("iif", "iif"),
+        ("iif_detached", "[detached]"),
+        ("oif", "oif"),
+        ("oif_detached", "[detached]"),
+        ("l3mdev", "lookup [l3mdev-table]"),
+    ];
+    words.extend(phrases(record, &devices));
+    words.extend(range(record, "uid", "uidrange"));
+    words.extend(phrases(record, &[("ipproto", "ipproto"), ("sport", "sport")]));
+    words.extend(range(record, "sport", "sport"));
+    words.extend(phrase(record, "dport", "dport"));
+    words.extend(range(record, "dport", "dport"));
+    let table = [
+        ("tun_id", "tun_id"),
+        ("table", "lookup"),
+        ("suppress_prefixlen", "suppress_prefixlength"),
+        ("suppress_ifgroup", "suppress_ifgroup"),
+    ];
+    words.extend(phrases(record, &table));
+    if record.contains_key("flow_to") {
+        let from = phrase(record, "flow_from", "").map(|from| format!("{from}/"));
+        words.push(format!("realms {}{}", from.unwrap_or_default(), cell(record, "flow_to")));
+    }
+    let action = [("nop", "nop"), ("goto", "goto"), ("unresolved", "[unresolved]"), ("action", "")];
+    words.extend(phrases(record, &action));
+    words.extend(phrase(record, "protocol", "proto"));
     words
+}
+
+fn range(record: &Record, key: &str, word: &str) -> Option<String> {
+    let [start, end] = ["start", "end"].map(|end| record.get(&format!("{key}_{end}")));
+    Some(format!("{word} {}-{}", start?, end?))
 }

@@ -207,7 +207,7 @@ pub(super) fn prefix(record: &Record, key: &str) -> String {
 }
 
 /// Keys and the word to print before their value; a key that stands for itself has no value.
-pub(super) const SELECTORS: [(&str, &str); 18] = [
+const SELECTORS: [(&str, &str); 18] = [
     ("not", "not"),
     ("tos", "tos"),
     ("fwmark", "fwmark"),
@@ -228,7 +228,7 @@ pub(super) const SELECTORS: [(&str, &str); 18] = [
     ("tun_id", "tun_id"),
 ];
 
-pub(super) const ACTIONS: [(&str, &str); 11] = [
+const ACTIONS: [(&str, &str); 11] = [
     ("l3mdev", "lookup [l3mdev-table]"),
     ("table", "lookup"),
     ("suppress_prefixlen", "suppress_prefixlength"),
@@ -242,7 +242,7 @@ pub(super) const ACTIONS: [(&str, &str); 11] = [
     ("protocol", "proto"),
 ];
 
-pub(super) fn words(record: &Record, keys: &[(&str, &str)]) -> String {
+fn words(record: &Record, keys: &[(&str, &str)]) -> String {
     let phrases = keys.iter().filter_map(|(key, word)| phrase(record, key, word));
     phrases.collect::<Vec<_>>().join(" ")
 }
