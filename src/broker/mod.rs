@@ -34,7 +34,7 @@ use subscriptions::Subscriptions;
 use subsystems::{Provider, Subsystems, Wanted};
 
 use crate::wire::{
-    Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
+    Broadcast, Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
     TRANSPORT_TYPE, errno, flag,
 };
 
@@ -357,14 +357,14 @@ impl Broker {
         let src = provided.filter(|address| *address < RETURN_BASE).unwrap_or(0);
         EnvelopeHead { src, ..EnvelopeHead::default() }.write_over(frame);
         let frame: &[u8] = frame;
-        let Ok(payload) = Envelope::parse(frame).and_then(|envelope| envelope.payload()) else {
+        let Ok(broadcast) = Envelope::parse(frame).and_then(|envelope| envelope.broadcast()) else {
             self.counters.dropped += 1;
             return;
         };
         self.event += 1;
         let mut wanted = false;
         let mut wiped = None;
-        for to in self.subscriptions.matching(src, payload) {
+        for to in self.subscriptions.matching(src, &broadcast) {
             wanted = true;
             let Some(link) = self.links.get_mut(to) else { continue };
             if link.last_event == self.event {
@@ -376,10 +376,12 @@ impl Broker {
             }
             if frame.len() > link.frame_max {
                 self.counters.too_long += 1;
-            } else if link.greeted || src == 0 {
+            } else if link.greeted || (src == 0 && broadcast.group.is_none()) {
                 actions.send(to, Source::Input, at..at + frame.len(), Delivery::Shed);
             } else {
-                let range = wiped.get_or_insert_with(|| wipe(frame, &mut actions.scratch)).clone();
+                let range =
+                    wiped.get_or_insert_with(|| wipe(frame, &broadcast, &mut actions.scratch));
+                let range = range.clone();
                 actions.send(to, Source::Scratch, range, Delivery::Shed);
             }
         }
@@ -452,10 +454,14 @@ fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool 
     }
 }
 
-/// Appends a copy of `frame` whose header says nothing at all.
-fn wipe(frame: &[u8], scratch: &mut Vec<u8>) -> std::ops::Range<usize> {
+/// Appends a copy of `frame` whose header says nothing at all, and which has no group.
+fn wipe(frame: &[u8], broadcast: &Broadcast<'_>, scratch: &mut Vec<u8>) -> std::ops::Range<usize> {
     let start = scratch.len();
-    scratch.extend_from_slice(frame);
-    EnvelopeHead::default().write_over(&mut scratch[start..]);
+    let nobody = EnvelopeHead::default();
+    // a payload that came in one frame fits one
+    if broadcast.group.is_none() || nobody.emit(broadcast.payload, scratch).is_err() {
+        scratch.extend_from_slice(frame);
+        nobody.write_over(&mut scratch[start..]);
+    }
     start..scratch.len()
 }
