@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::error::RequestError;
 use super::provide::{Incoming, Request};
-use super::subscribe::Subscriber;
+use super::subscribe::{Offer, Subscriber};
 use crate::node::{FrameReader, FrameWriter, LocalFrame, LocalItem, LocalLink, LocalReceiver};
 use crate::node::{ReadError, lock};
 use crate::wire::{
@@ -313,11 +313,13 @@ impl Link {
 
     fn dispatch_event(&self, head: &EnvelopeHead, frame: Frame) {
         let subscribers = lock(&self.state).subscribers.clone();
-        match Envelope::parse(&frame.bytes).and_then(|envelope| envelope.payload()) {
-            Ok(payload) => {
-                let payload = frame.bytes.slice_ref(payload);
+        match Envelope::parse(&frame.bytes).and_then(|envelope| envelope.broadcast()) {
+            Ok(broadcast) => {
+                let payload = frame.bytes.slice_ref(broadcast.payload);
+                let alone = frame._held.is_some();
+                let offer = Offer { from: head.src, group: broadcast.group, payload, alone };
                 for subscriber in subscribers {
-                    subscriber.offer(head.src, &payload, &frame);
+                    subscriber.offer(&offer);
                 }
             }
             Err(malformed) => warn!(%malformed, "a broadcast that makes no sense"),

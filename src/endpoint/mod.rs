@@ -1,15 +1,17 @@
 //! What users hold: an [`Endpoint`] on the bus, to ask, to be asked, to broadcast and to listen.
 
 mod error;
+mod filter;
 mod link;
 mod provide;
 mod request;
 mod subscribe;
 
 pub use error::{ConnectError, RequestError};
+pub use filter::{Filter, KernelGroup, UnknownGroup};
 pub use provide::{Incoming, Provider, Publisher, Request, Responder};
 pub use request::{REQUEST_DEADLINE, Replies, Reply, RequestOptions};
-pub use subscribe::{Event, Filter, Subscription};
+pub use subscribe::{EVENTS_BYTES_MAX, EVENTS_MAX, Event, Subscription};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -50,6 +50,12 @@ impl Connect {
         self.url.as_ref().or(file.map(|url| &url.0)).cloned().unwrap_or_else(default_url)
     }
 
+    /// What of `--key` is no file, see [`TlsArgs::take_conditions`].
+    pub(crate) fn take_conditions(&mut self) -> Result<Vec<String>, UsageError> {
+        let url = self.url();
+        self.tls.take_conditions(&url)
+    }
+
     /// How it is reached. Reads the certificates if the URL needs them.
     pub(crate) fn options(&self) -> anyhow::Result<ConnectOptions> {
         let mut options = ConnectOptions::default();

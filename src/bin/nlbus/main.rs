@@ -5,9 +5,13 @@ mod connect;
 mod decode;
 mod demo;
 mod exit;
+mod monitor;
+mod publish;
 mod serve;
 mod show;
+mod subscribe;
 mod tls;
+mod until;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -34,6 +38,9 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Show(show::Args),
+    Monitor(monitor::Args),
+    Subscribe(subscribe::Args),
+    Publish(publish::Args),
     Decode(decode::Args),
     Demo(demo::Args),
 }
@@ -46,6 +53,9 @@ fn main() -> ExitCode {
             .map(|outcome| if outcome == decode::Outcome::Sound { Exit::Ok } else { Exit::Failed }),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Show(args) => block_on(show::run(args)),
+        Command::Monitor(args) => block_on(monitor::run(args)),
+        Command::Subscribe(args) => block_on(subscribe::run(args)),
+        Command::Publish(args) => block_on(publish::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

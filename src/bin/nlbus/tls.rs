@@ -30,7 +30,6 @@ impl TlsArgs {
     /// Takes the conditions out of what was given as `--key`, for `subscribe`, where the option means a
     /// condition too: `OFFSET:KEY:MASK` has a colon. A file with a colon in its path is told apart by
     /// a slash or a dot at its beginning.
-    #[allow(dead_code, reason = "the commands that have conditions are on their way")]
     pub(crate) fn take_conditions(&mut self, url: &BusUrl) -> Result<Vec<String>, UsageError> {
         let mut conditions = Vec::new();
         let variable = std::env::var_os(KEY_VARIABLE).map(PathBuf::from);

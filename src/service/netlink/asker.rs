@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::confine::Confined;
 use super::socket::NetlinkSocket;
-use super::translate::Translator;
+use super::translate::{Translator, Whose};
 use super::{answer_error, header_of};
 use crate::endpoint::{Request, RequestError, Responder};
 use crate::wire::{
@@ -135,8 +135,10 @@ impl Asker {
             warn!(length, "a datagram is longer than any frame");
             return self.too_long().await;
         };
-        let Some(respond) = self.translator.incoming(datagram).or_else(|| self.last.clone()) else {
-            return;
+        let respond = match (self.translator.incoming(datagram), &self.last) {
+            (Whose::Asked(respond), _) => respond,
+            (Whose::Unasked, Some(last)) => last.clone(),
+            (Whose::Unasked, None) | (Whose::Forgotten, _) => return,
         };
         let cuts = match length {
             short if short <= self.payload_max => Some(vec![short]),

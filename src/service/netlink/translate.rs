@@ -2,15 +2,28 @@
 //!
 //! An asker numbers its messages as it likes, and not always uniquely; on its socket they get numbers of
 //! our own and the socket's port id. What comes back is given the asker's again, in the header and in the
-//! one that NLMSG_ERROR embeds. What was not asked for (a notification) stays as it is.
+//! one that NLMSG_ERROR embeds. What was not asked for (a notification) stays as it is; what answers a
+//! message that is forgotten, as after an overrun, goes to nobody.
 
 use std::collections::VecDeque;
 
-use crate::wire::{HEADER_LEN, Header, Malformed, Messages, nlm};
+use crate::wire::{Fault, HEADER_LEN, Header, Malformed, Messages, PAYLOAD_MAX, align4, nlm};
 
-/// How many messages are remembered; the oldest is forgotten first. A message that gets no answer at all
-/// takes a place until then.
-const REMEMBERED_MAX: usize = 1_024;
+/// How many messages are remembered: as many as fit a payload. The oldest is forgotten first. A message
+/// that gets no answer at all takes a place until then.
+const REMEMBERED_MAX: usize = 4_096;
+const _: () = assert!(REMEMBERED_MAX >= PAYLOAD_MAX / HEADER_LEN);
+
+/// Whose a datagram is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose<R> {
+    /// It answers something; this is where the answer goes.
+    Asked(R),
+    /// It answers what is forgotten.
+    Forgotten,
+    /// It was not asked for.
+    Unasked,
+}
 
 /// A message that was sent and may be answered.
 #[derive(Debug)]
@@ -45,7 +58,8 @@ impl<R: Clone> Translator<R> {
     /// Numbers the messages in `payload` anew, in place.
     ///
     /// # Errors
-    /// If `payload` is not made of whole messages; the kernel would pass the rest over in silence.
+    /// If `payload` is not made of whole messages, at least one; the kernel would pass the rest over in
+    /// silence.
     pub(super) fn outgoing(&mut self, payload: &mut [u8], respond: &R) -> Result<(), Malformed> {
         let mut found = Vec::new();
         let mut messages = Messages::new(payload);
@@ -55,6 +69,9 @@ impl<R: Clone> Translator<R> {
                 Some(message) => found.push((at, message?.header)),
                 None => break,
             }
+        }
+        if found.is_empty() {
+            return Err(Malformed::new(Fault::HeaderCut, 0));
         }
         for (at, theirs) in found {
             self.last = self.last.checked_add(1).unwrap_or(1);
@@ -68,10 +85,9 @@ impl<R: Clone> Translator<R> {
         Ok(())
     }
 
-    /// Gives the messages in a datagram their asker's numbers, in place: where the datagram goes, `None`
-    /// if it answers nothing.
-    pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Option<R> {
-        let mut respond = None;
+    /// Gives the messages in a datagram their asker's numbers, in place.
+    pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Whose<R> {
+        let mut whose = Whose::Unasked;
         let mut at = 0;
         while let Ok(header) = Header::parse(&datagram[at..]) {
             let length = header.length as usize;
@@ -79,12 +95,15 @@ impl<R: Clone> Translator<R> {
             else {
                 break;
             };
-            if let Some(to) = self.restore(&header, message) {
-                respond.get_or_insert(to);
+            if header.pid == self.port_id {
+                let respond = self.restore(&header, message);
+                if !matches!(whose, Whose::Asked(_)) {
+                    whose = respond.map_or(Whose::Forgotten, Whose::Asked);
+                }
             }
-            at = (at + crate::wire::align4(length)).min(datagram.len());
+            at = (at + align4(length)).min(datagram.len());
         }
-        respond
+        whose
     }
 
     /// Forgets everything that was asked, because an answer was lost: who is to be told, and the header
@@ -95,9 +114,6 @@ impl<R: Clone> Translator<R> {
     }
 
     fn restore(&mut self, header: &Header, message: &mut [u8]) -> Option<R> {
-        if header.pid != self.port_id {
-            return None;
-        }
         let at = self.asked.iter().position(|asked| asked.ours == header.sequence)?;
         let asked = &self.asked[at];
         let theirs = asked.theirs;
@@ -137,7 +153,7 @@ fn put_numbers(message: &mut [u8], at: usize, theirs: &Header) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{ErrorMessage, Fault, Message, MessageBuilder};
+    use crate::wire::{ErrorMessage, Message, MessageBuilder};
 
     const PORT: u32 = 0x8000_1234;
 
@@ -161,9 +177,9 @@ mod tests {
         assert_eq!((header(&sent).sequence, header(&sent).pid), (1, PORT));
 
         let mut reply = answer(16, 0, 1);
-        assert_eq!(translator.incoming(&mut reply), Some("asker"));
+        assert_eq!(translator.incoming(&mut reply), Whose::Asked("asker"));
         assert_eq!((header(&reply).sequence, header(&reply).pid), (5, 77));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), None, "it is answered");
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten, "it is answered");
     }
 
     #[test]
@@ -171,8 +187,8 @@ mod tests {
         let mut translator = Translator::new(PORT);
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"first").unwrap();
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"second").unwrap();
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some("second"));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Some("first"));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Whose::Asked("second"));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Asked("first"));
     }
 
     #[test]
@@ -181,7 +197,7 @@ mod tests {
         let mut sent = request(19, nlm::REQUEST | nlm::ACK, 5);
         translator.outgoing(&mut sent, &()).unwrap();
         let mut error = ErrorMessage::emit(-19, &header(&sent), "no such device");
-        assert_eq!(translator.incoming(&mut error), Some(()));
+        assert_eq!(translator.incoming(&mut error), Whose::Asked(()));
         let message = Message::parse(&error).unwrap();
         let inner = ErrorMessage::parse(&message).unwrap();
         assert_eq!((message.header.sequence, message.header.pid), (5, 77));
@@ -195,12 +211,12 @@ mod tests {
         translator.outgoing(&mut request(18, nlm::REQUEST | nlm::DUMP, 5), &()).unwrap();
         assert!(!translator.is_dumping());
         let mut parts = [answer(16, nlm::MULTI, 1), answer(16, nlm::MULTI, 1)].concat();
-        assert_eq!(translator.incoming(&mut parts), Some(()));
+        assert_eq!(translator.incoming(&mut parts), Whose::Asked(()));
         assert!(translator.is_dumping());
         assert!(Messages::new(&parts).all(|part| part.unwrap().header.sequence == 5));
-        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), Some(()));
+        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), Whose::Asked(()));
         assert!(!translator.is_dumping());
-        assert_eq!(translator.incoming(&mut answer(16, nlm::MULTI, 1)), None);
+        assert_eq!(translator.incoming(&mut answer(16, nlm::MULTI, 1)), Whose::Forgotten);
     }
 
     #[test]
@@ -209,11 +225,27 @@ mod tests {
         let event = MessageBuilder::new(16, 0).sequence(3).pid(500).body(&[1, 2, 3]).finish();
         let mut received = [event.clone(), vec![0xff; 7]].concat();
         let before = received.clone();
-        assert_eq!(translator.incoming(&mut received), None);
+        assert_eq!(translator.incoming(&mut received), Whose::Unasked);
         assert_eq!(received, before, "trailing bytes included");
         let mut text = b"add@/devices/virtual".to_vec();
-        assert_eq!(translator.incoming(&mut text), None);
+        assert_eq!(translator.incoming(&mut text), Whose::Unasked);
         assert_eq!(text, b"add@/devices/virtual");
+    }
+
+    #[test]
+    fn answers_to_what_was_given_up_are_nobodys() {
+        let mut translator = Translator::new(PORT);
+        translator.outgoing(&mut request(18, nlm::REQUEST, 5), &"first").unwrap();
+        assert_eq!(translator.give_up().len(), 1);
+        translator.outgoing(&mut request(18, nlm::REQUEST, 6), &"second").unwrap();
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten);
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Whose::Asked("second"));
+    }
+
+    #[test]
+    fn a_payload_without_a_message_is_refused() {
+        let refused = Translator::new(PORT).outgoing(&mut [], &());
+        assert_eq!(refused, Err(Malformed::new(Fault::HeaderCut, 0)));
     }
 
     #[test]
@@ -233,7 +265,7 @@ mod tests {
             translator.outgoing(&mut request(18, 1, number), &number).unwrap();
         }
         assert_eq!(translator.asked.len(), REMEMBERED_MAX);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), None);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some(1));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten);
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Whose::Asked(1));
     }
 }
