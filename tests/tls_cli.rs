@@ -91,6 +91,26 @@ fn a_tls_url_without_its_options_is_a_mistake_that_names_them() {
 }
 
 #[test]
+fn key_means_a_condition_and_a_file_to_subscribe() {
+    let authority = Authority::new();
+    let server = serve(&["tls://localhost:0"], &authority.issue("server", &LOCAL));
+    let client = authority.issue("client", &["client.test"]);
+    let subscribe = |url: &str, further: &[&str]| {
+        let mut command = nlbus(&["subscribe", "-u", url, "-W", "0.1"]);
+        command.args(further);
+        run(command)
+    };
+    let never = ["--key", "0:0:0", "--key", "0:1:0xffffffff"];
+    let subscribed = subscribe(&server.urls[0], &[&options(&client)[..], &never].concat());
+    assert_eq!(subscribed.code, Some(4), "no such event, and no error: {subscribed:?}");
+    for (wrong, part) in
+        [("0:1", "OFFSET:KEY:MASK"), ("5", "OFFSET:KEY:MASK"), ("0:x:1", "KEY \"x\"")]
+    {
+        subscribe("tcp://localhost:1", &["--key", wrong]).failed(2, &[part]);
+    }
+}
+
+#[test]
 fn files_that_cannot_be_used_are_named() {
     let authority = Authority::new();
     let mut files = authority.issue("some", &LOCAL);
