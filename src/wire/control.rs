@@ -73,6 +73,14 @@ commands! {
     LogLevel 35 "log-level" "Sets what the broker logs."
 }
 
+/// The bits of [`ControlAttribute::Mode`].
+pub mod mode {
+    /// The provider takes pushes and answers nothing.
+    pub const PULL: u32 = 0x1;
+    /// What is sent to the subsystem changes something.
+    pub const WRITE: u32 = 0x2;
+}
+
 /// The shape of a control attribute's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueType {
@@ -130,6 +138,7 @@ attributes! {
     Version 65 "version" U32 "The version of the protocol."
     FrameMax 66 "frame-max" U32 "The longest frame that the sender takes, in bytes."
     Port 67 "port" U32 "A port of the sending link."
+    Mode 68 "mode" U32 "How a name is provided: bits of [`mode`]."
 }
 
 /// A condition on the payload of a broadcast: the little-endian u32 at `offset` of the inner message,
@@ -221,6 +230,8 @@ pub struct Control<'a> {
     pub frame_max: Option<u32>,
     /// [`ControlAttribute::Port`].
     pub port: Option<u32>,
+    /// [`ControlAttribute::Mode`].
+    pub mode: Option<u32>,
     region: &'a [u8],
 }
 
@@ -276,6 +287,7 @@ impl<'a> Control<'a> {
             version: None,
             frame_max: None,
             port: None,
+            mode: None,
             region,
         }
     }
@@ -315,6 +327,7 @@ impl<'a> Control<'a> {
             ControlAttribute::Version => self.version = Some(word(payload)?),
             ControlAttribute::FrameMax => self.frame_max = Some(word(payload)?),
             ControlAttribute::Port => self.port = Some(word(payload)?),
+            ControlAttribute::Mode => self.mode = Some(word(payload)?),
         }
         Ok(())
     }

@@ -17,6 +17,9 @@ pub mod nlm {
     pub const OVERRUN: u16 = 4;
     /// Types below this one belong to netlink itself.
     pub const MIN_TYPE: u16 = 0x10;
+    /// Bytes of a program's own, or a part of them (proto-spec/data.md). Between programs only: a netlink
+    /// family gives the number another meaning.
+    pub const DATA: u16 = 0x10;
 
     /// The message is a request.
     pub const REQUEST: u16 = 0x1;

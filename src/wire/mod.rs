@@ -27,7 +27,7 @@ mod message;
 pub use attribute::{Attribute, Attributes, CDATA, NLA_HEADER_LEN, PAYLOAD_MAX};
 pub use control::{
     CID_FIRST, CONTROL_VERSION, Command, Control, ControlAttribute, ControlBuilder, Key, Keys,
-    PROTOCOL_VERSION, ValueType,
+    PROTOCOL_VERSION, ValueType, mode,
 };
 pub use deframe::{FRAME_MAX, FRAME_MIN, Frames, LEGACY_FRAME_MAX, frame_length};
 pub use envelope::{CONTROL_TYPE, Envelope, EnvelopeHead, TRANSPORT_TYPE, address, flag};

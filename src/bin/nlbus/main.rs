@@ -1,9 +1,14 @@
 //! The `nlbus` command: parse, set up logging, call the library.
 
+mod body;
 mod connect;
 mod decode;
 mod demo;
 mod exit;
+mod pull;
+mod push;
+mod reply;
+mod request;
 mod serve;
 mod show;
 
@@ -31,6 +36,10 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Show(show::Args),
+    Request(request::Args),
+    Reply(reply::Args),
+    Push(push::Args),
+    Pull(pull::Args),
     Decode(decode::Args),
     Demo(demo::Args),
 }
@@ -43,6 +52,10 @@ fn main() -> ExitCode {
             .map(|outcome| if outcome == decode::Outcome::Sound { Exit::Ok } else { Exit::Failed }),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Show(args) => block_on(show::run(args)),
+        Command::Request(args) => block_on(request::run(args)),
+        Command::Reply(args) => block_on(reply::run(args)),
+        Command::Push(args) => block_on(push::run(args)),
+        Command::Pull(args) => block_on(pull::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

@@ -16,6 +16,8 @@ const REMEMBERED_MAX: usize = 1_024;
 #[derive(Debug)]
 struct Asked<R> {
     ours: u32,
+    /// The first number of those that came in the same request.
+    request: u32,
     /// The asker's header.
     theirs: Header,
     /// Where the answer goes.
@@ -56,6 +58,7 @@ impl<R: Clone> Translator<R> {
                 None => break,
             }
         }
+        let mut request = None;
         for (at, theirs) in found {
             self.last = self.last.checked_add(1).unwrap_or(1);
             let ours = Header { sequence: self.last, pid: self.port_id, ..theirs };
@@ -63,15 +66,18 @@ impl<R: Clone> Translator<R> {
             if self.asked.len() >= REMEMBERED_MAX {
                 self.asked.pop_front();
             }
-            self.asked.push_back(Asked { ours: self.last, theirs, respond: respond.clone() });
+            let (ours, respond) = (self.last, respond.clone());
+            let request = *request.get_or_insert(ours);
+            self.asked.push_back(Asked { ours, request, theirs, respond });
         }
         Ok(())
     }
 
-    /// Gives the messages in a datagram their asker's numbers, in place: where the datagram goes, `None`
-    /// if it answers nothing.
-    pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Option<R> {
-        let mut respond = None;
+    /// Gives the messages in a datagram their asker's numbers, in place: where the datagram goes, and
+    /// whether it completes the answer to its request; `None` if it answers nothing. That a message of
+    /// the request is one that gets no answer is not known here.
+    pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Option<(R, bool)> {
+        let mut answered = None;
         let mut at = 0;
         while let Ok(header) = Header::parse(&datagram[at..]) {
             let length = header.length as usize;
@@ -80,11 +86,13 @@ impl<R: Clone> Translator<R> {
                 break;
             };
             if let Some(to) = self.restore(&header, message) {
-                respond.get_or_insert(to);
+                answered.get_or_insert(to);
             }
             at = (at + crate::wire::align4(length)).min(datagram.len());
         }
-        respond
+        let (request, respond) = answered?;
+        let last = self.asked.iter().all(|asked| asked.request != request);
+        Some((respond, last))
     }
 
     /// Forgets everything that was asked, because an answer was lost: who is to be told, and the header
@@ -94,7 +102,7 @@ impl<R: Clone> Translator<R> {
         self.asked.drain(..).map(|asked| (asked.theirs, asked.respond)).collect()
     }
 
-    fn restore(&mut self, header: &Header, message: &mut [u8]) -> Option<R> {
+    fn restore(&mut self, header: &Header, message: &mut [u8]) -> Option<(u32, R)> {
         if header.pid != self.port_id {
             return None;
         }
@@ -105,9 +113,9 @@ impl<R: Clone> Translator<R> {
         if header.kind == nlm::ERROR {
             put_numbers(message, HEADER_LEN + 4, &theirs);
         }
-        let respond = asked.respond.clone();
+        let answered = (asked.request, asked.respond.clone());
         self.note(header, at, theirs.flags & nlm::ACK != 0);
-        Some(respond)
+        Some(answered)
     }
 
     /// Remembers what this part of an answer means for those to come.
@@ -161,7 +169,7 @@ mod tests {
         assert_eq!((header(&sent).sequence, header(&sent).pid), (1, PORT));
 
         let mut reply = answer(16, 0, 1);
-        assert_eq!(translator.incoming(&mut reply), Some("asker"));
+        assert_eq!(translator.incoming(&mut reply), Some(("asker", true)));
         assert_eq!((header(&reply).sequence, header(&reply).pid), (5, 77));
         assert_eq!(translator.incoming(&mut answer(16, 0, 1)), None, "it is answered");
     }
@@ -171,8 +179,8 @@ mod tests {
         let mut translator = Translator::new(PORT);
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"first").unwrap();
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"second").unwrap();
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some("second"));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Some("first"));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some(("second", true)));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Some(("first", true)));
     }
 
     #[test]
@@ -181,7 +189,7 @@ mod tests {
         let mut sent = request(19, nlm::REQUEST | nlm::ACK, 5);
         translator.outgoing(&mut sent, &()).unwrap();
         let mut error = ErrorMessage::emit(-19, &header(&sent), "no such device");
-        assert_eq!(translator.incoming(&mut error), Some(()));
+        assert_eq!(translator.incoming(&mut error), Some(((), true)));
         let message = Message::parse(&error).unwrap();
         let inner = ErrorMessage::parse(&message).unwrap();
         assert_eq!((message.header.sequence, message.header.pid), (5, 77));
@@ -195,12 +203,33 @@ mod tests {
         translator.outgoing(&mut request(18, nlm::REQUEST | nlm::DUMP, 5), &()).unwrap();
         assert!(!translator.is_dumping());
         let mut parts = [answer(16, nlm::MULTI, 1), answer(16, nlm::MULTI, 1)].concat();
-        assert_eq!(translator.incoming(&mut parts), Some(()));
+        assert_eq!(translator.incoming(&mut parts), Some(((), false)));
         assert!(translator.is_dumping());
         assert!(Messages::new(&parts).all(|part| part.unwrap().header.sequence == 5));
-        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), Some(()));
+        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), Some(((), true)));
         assert!(!translator.is_dumping());
         assert_eq!(translator.incoming(&mut answer(16, nlm::MULTI, 1)), None);
+    }
+
+    #[test]
+    fn a_request_of_several_messages_is_answered_when_each_of_them_is() {
+        let mut translator = Translator::new(PORT);
+        let get = nlm::REQUEST;
+        let mut sent =
+            [request(18, get, 5), request(19, get | nlm::ACK, 6), request(18, get, 7)].concat();
+        translator.outgoing(&mut sent, &"batch").unwrap();
+        translator.outgoing(&mut request(18, get, 8), &"other").unwrap();
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Some(("batch", false)));
+        assert_eq!(
+            translator.incoming(&mut answer(16, 0, 2)),
+            Some(("batch", false)),
+            "no ack yet"
+        );
+        assert_eq!(translator.incoming(&mut answer(16, 0, 3)), Some(("batch", false)));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 4)), Some(("other", true)));
+        let mut ack =
+            ErrorMessage::emit(0, &Header { sequence: 2, pid: PORT, ..header(&sent) }, "");
+        assert_eq!(translator.incoming(&mut ack), Some(("batch", true)));
     }
 
     #[test]
@@ -234,6 +263,6 @@ mod tests {
         }
         assert_eq!(translator.asked.len(), REMEMBERED_MAX);
         assert_eq!(translator.incoming(&mut answer(16, 0, 1)), None);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some(1));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some((1, true)));
     }
 }
