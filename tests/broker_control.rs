@@ -2,7 +2,7 @@
 
 mod support_node;
 
-use nlbus::broker::{Action, Limits, LinkKind, Rights};
+use nlbus::broker::{Access, Action, Limits, LinkKind, Rights};
 use nlbus::wire::{
     Command, ControlAttribute, ENVELOPE_LEN, EnvelopeHead, FRAME_MAX, HEADER_LEN, Key,
     LEGACY_FRAME_MAX, PAYLOAD_OFFSET, errno, flag,
@@ -17,7 +17,7 @@ fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
 }
 
 fn rights(use_bus: bool, provide: bool, control: bool) -> LinkKind {
-    LinkKind { rights: Rights { use_bus, provide, control }, local: false }
+    LinkKind::stream(Access::reading(Rights { use_bus, provide, control }))
 }
 
 fn unsubscribe(bus: &mut Bus, link: nlbus::broker::LinkId, cid: u32) -> Said {
@@ -196,29 +196,29 @@ fn each_command_needs_its_right() {
     let none = rights(false, false, false);
     let [uses, provides, controls] =
         [rights(true, false, false), rights(false, true, false), rights(false, false, true)];
-    let table: [(&[Command], Option<LinkKind>); 4] = [
+    let table: [(&[Command], Option<&LinkKind>); 4] = [
         (&[Hello, Register, Route], None),
-        (&[Subscribe, Unsubscribe, Discover], Some(uses)),
-        (&[Provide, Remove], Some(provides)),
+        (&[Subscribe, Unsubscribe, Discover], Some(&uses)),
+        (&[Provide, Remove], Some(&provides)),
         (
             &[
                 Stop, Reload, Connect, Disconnect, Serve, Shutdown, Unregister, List, Stats,
                 LogLevel,
             ],
-            Some(controls),
+            Some(&controls),
         ),
     ];
     for (commands, needed) in table {
         for command in commands {
-            for kind in [none, uses, provides, controls, STRANGER, SERVICE] {
+            for kind in [&none, &uses, &provides, &controls, &STRANGER, &SERVICE] {
                 let enough = needed.is_none_or(|needed| {
-                    let (needed, has) = (needed.rights, kind.rights);
+                    let (needed, has) = (needed.access.rights, kind.access.rights);
                     (!needed.use_bus || has.use_bus)
                         && (!needed.provide || has.provide)
                         && (!needed.control || has.control)
                 });
                 let mut bus = Bus::default();
-                let link = bus.up(kind);
+                let link = bus.up(kind.clone());
                 let said = bus.control(link, *command, |control| {
                     control
                         .string(ControlAttribute::Host, "name")?

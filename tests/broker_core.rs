@@ -3,7 +3,8 @@
 mod support_node;
 
 use nlbus::broker::{
-    Action, Broker, Delivery, EVERYBODY, Limits, RETURN_BASE, SUBSYSTEM_BASE, Source,
+    Access, Action, Broker, Delivery, EVERYBODY, Limits, LinkKind, RETURN_BASE, Rights,
+    SUBSYSTEM_BASE, Source,
 };
 use nlbus::wire::{
     Command, ControlAttribute, EnvelopeHead, FRAME_MAX, Fault, Header, Key, LEGACY_FRAME_MAX,
@@ -115,26 +116,47 @@ fn the_return_address_outlives_hello_and_control() {
 #[test]
 fn a_stale_return_address_never_reaches_a_newer_link_in_the_same_slot() {
     let (mut bus, service, address) = served();
+    let slot_of = |address: u32| address & 0x1f_ffff;
+    let mut stale_of = std::collections::HashMap::<u32, Vec<u32>>::new();
+    let mut tried = 0;
     for _ in 0..3_000 {
         let asker = bus.up(STRANGER);
-        let stale = bus.send_one(asker, &ask(address, 0, 1, b"")).head().src;
+        let back = bus.send_one(asker, &ask(address, 0, 1, b"")).head().src;
+        assert_eq!(bus.send_one(service, &push(back, 7, 1, b"in time")).to, asker);
+        for stale in stale_of.entry(slot_of(back)).or_default() {
+            assert_ne!(*stale, back);
+            assert_eq!(bus.send(service, &push(*stale, 7, 1, b"late")), []);
+            let got = bus.send_one(service, &ask(*stale, 7, 1, b"late"));
+            assert_eq!((got.to, exception(&got.frame).0), (service, errno::ENOENT));
+            tried += 1;
+        }
         assert_eq!(
             bus.down(asker),
-            [Action::Gone { to: service, address: stale }],
+            [Action::Gone { to: service, address: back }],
             "the provider is told"
         );
+        stale_of.entry(slot_of(back)).or_default().push(back);
         let newer = bus.up(STRANGER);
-        assert_eq!(newer.index(), asker.index(), "the slot is used again");
+        assert_eq!(newer.index(), asker.index(), "the link's slot is used again");
         assert_ne!(newer, asker);
-        let fresh = bus.send_one(newer, &ask(address, 0, 1, b"")).head().src;
-        assert_ne!(fresh, stale);
-        assert_eq!(bus.send(service, &push(stale, 7, 1, b"late")), []);
-        let got = bus.send_one(service, &ask(stale, 7, 1, b"late"));
-        assert_eq!((got.to, exception(&got.frame).0), (service, errno::ENOENT));
+        assert_eq!(bus.send(service, &push(back, 7, 1, b"late")), []);
         bus.down(newer);
     }
-    assert_eq!(bus.counters().stale, 6_000);
+    assert!(tried > 1_000, "slots of return addresses were used again: {tried}");
+    assert_eq!(bus.counters().stale, 2 * tried + 3_000);
     assert_eq!(bus.broker.returns_len(), 0, "nothing is left behind");
+}
+
+#[test]
+fn a_port_that_provides_no_more_asks_under_a_return_address() {
+    let (mut bus, first, address) = served();
+    let second = bus.up(SERVICE);
+    let elsewhere = bus.provide(second, "other", 1);
+    assert_eq!(bus.send_one(second, &ask(address, 1, 1, b"")).head().src, elsewhere);
+    bus.remove(second, "other", 1);
+    let back = bus.send_one(second, &ask(address, 1, 2, b"")).head().src;
+    assert!(back >= RETURN_BASE, "{back:#x}");
+    assert_eq!(bus.send_one(first, &push(back, 7, 2, b"")).to, second);
 }
 
 #[test]
@@ -190,8 +212,7 @@ fn only_a_provider_may_send_to_a_return_address() {
 #[test]
 fn a_link_without_the_right_to_use_the_bus_may_send_nothing() {
     let (mut bus, _, address) = served();
-    let mute =
-        bus.up(nlbus::broker::LinkKind { rights: nlbus::broker::Rights::default(), local: false });
+    let mute = bus.up(LinkKind::stream(Access::reading(Rights::NONE)));
     for dst in [0, EVERYBODY, address, RETURN_BASE, 5] {
         let got = bus.send_one(mute, &ask(dst, 0, 1, b""));
         assert_eq!((got.to, exception(&got.frame).0), (mute, errno::EPERM));

@@ -239,6 +239,13 @@ fn a_walk_over_attributes_ends_after_its_first_fault() {
 }
 
 #[test]
+fn a_walk_that_ended_at_an_unpadded_attribute_stands_at_the_end_and_not_past_it() {
+    let mut walk = Attributes::new(&[5, 0, 1, 0, 7], 20);
+    assert_eq!(walk.next(), Some(Ok(Attribute { kind: 1, payload: &[7] })));
+    assert_eq!((walk.offset(), walk.next()), (25, None));
+}
+
+#[test]
 fn unknown_attributes_of_an_envelope_are_skipped_and_the_first_cdata_wins() {
     let mut attributes = nla(77, b"unknown");
     attributes.extend(nla(0x8000, b"nested, so no cdata"));
@@ -504,6 +511,26 @@ fn an_error_text_of_any_length_is_cut_between_characters_and_fits_one_frame() {
         assert!(text.starts_with(read) && read.len() >= text.len().min(1023), "{}", read.len());
         assert_eq!(EnvelopeHead::default().emit(&bytes, &mut Vec::new()), Ok(()));
     }
+}
+
+#[test]
+fn the_text_of_an_error_stands_behind_the_request_that_the_kernel_echoes() {
+    let request = MessageBuilder::new(16, nlm::REQUEST).body(b"an echoed body").finish();
+    let text = |flags| {
+        let echoed = if flags & nlm::CAPPED == 0 { request.len() } else { 16 };
+        let bytes = MessageBuilder::new(nlm::ERROR, flags | nlm::ACK_TLVS)
+            .body(&(-19i32).to_le_bytes())
+            .body(&request[..echoed])
+            .attribute(1, b"no device\0")
+            .and_then(|builder| builder.attribute(2, &[24, 0, 0, 0]))
+            .unwrap()
+            .finish();
+        let error = ErrorMessage::parse(&Message::parse(&bytes).unwrap()).unwrap();
+        (error.code, error.text.map(str::to_owned), error.offset)
+    };
+    let expected = (-19, Some("no device".to_owned()), Some(24));
+    assert_eq!(text(0), expected);
+    assert_eq!(text(nlm::CAPPED), expected);
 }
 
 #[test]

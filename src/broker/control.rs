@@ -3,7 +3,7 @@
 use super::action::{Action, Actions, Delivery};
 use super::link::LinkId;
 use super::subscriptions::Subscription;
-use super::subsystems::ProvideError;
+use super::subsystems::{ProvideError, Provider};
 use super::{Broker, RETURN_BASE};
 use crate::wire::{
     Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, LEGACY_FRAME_MAX,
@@ -12,6 +12,11 @@ use crate::wire::{
 
 /// The version of the protocol that this broker speaks.
 pub(super) const VERSION: u32 = 1;
+
+/// The provider takes what is pushed.
+const MODE_PULLS: u32 = 1;
+/// The provider makes changes, and is for those who may have them made.
+const MODE_WRITES: u32 = 2;
 
 /// Why a command is answered with ERR.
 struct Refusal {
@@ -75,7 +80,7 @@ impl Broker {
     }
 
     fn permit(&mut self, from: LinkId, command: Command) -> Result<(), Refusal> {
-        let Some(rights) = self.links.get(from).map(|link| link.rights) else {
+        let Some(rights) = self.links.get(from).map(|link| link.access.rights) else {
             return refuse(errno::EPIPE, "the link is gone");
         };
         let (granted, right) = match command {
@@ -202,7 +207,17 @@ impl Broker {
             self.counters.over_limit += 1;
             return refuse(errno::ENOSPC, "this link has as many ports as it may");
         }
-        match self.subsystems.provide(name, from, port, &self.limits) {
+        let mode = control.mode.unwrap_or(0);
+        if mode & !(MODE_PULLS | MODE_WRITES) != 0 {
+            return refuse(errno::EINVAL, format!("mode {mode:#x} has unknown bits"));
+        }
+        let provider = Provider {
+            link: from,
+            port,
+            pulls: mode & MODE_PULLS != 0,
+            writes: mode & MODE_WRITES != 0,
+        };
+        match self.subsystems.provide(name, provider, &self.limits) {
             Ok(address) => {
                 link.ports.insert(port, address);
                 link.provides += 1;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use super::access::Access;
+use super::subsystems::Provider;
 use crate::wire::LEGACY_FRAME_MAX;
 
 /// Names a link for as long as the broker runs: the slot may be used again, its generation is not.
@@ -25,38 +27,49 @@ impl fmt::Display for LinkId {
     }
 }
 
-/// What a link may do (proto-spec/control.md, "Rights").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rights {
-    /// Send, subscribe, discover.
-    pub use_bus: bool,
-    /// Provide subsystems.
-    pub provide: bool,
-    /// Connect, serve, shut down, stop.
-    pub control: bool,
-}
-
-impl Rights {
-    /// What a link from within the process has.
-    pub const ALL: Self = Self { use_bus: true, provide: true, control: true };
-    /// What a stranger has.
-    pub const USE: Self = Self { use_bus: true, provide: false, control: false };
-}
-
 /// What the core has to know of a new link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkKind {
     /// What it may do.
-    pub rights: Rights,
-    /// It lives in the broker's own process: it reassembles, and is told when a return address is gone.
-    pub local: bool,
+    pub access: Access,
+    /// How it is connected.
+    pub carrier: Carrier,
 }
+
+/// How a link is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// By a stream of bytes.
+    Stream,
+    /// By datagrams from anybody: nothing ever goes back, and only subscribers and pullers are reached.
+    Datagram,
+    /// In the broker's own process: it reassembles, and is told when a return address is gone.
+    Local,
+}
+
+impl LinkKind {
+    /// A link in the broker's own process, which may do everything.
+    pub const LOCAL: Self = Self { access: Access::ALL, carrier: Carrier::Local };
+
+    /// A connection.
+    pub const fn stream(access: Access) -> Self {
+        Self { access, carrier: Carrier::Stream }
+    }
+
+    /// A socket that receives datagrams.
+    pub const fn datagram(access: Access) -> Self {
+        Self { access, carrier: Carrier::Datagram }
+    }
+}
+
+/// What parts of one message have in common: `dst`, `src` and sequence number.
+pub(super) type Pick = (u32, u32, u32);
 
 /// One link.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub(super) rights: Rights,
-    pub(super) local: bool,
+    pub(super) access: Access,
+    pub(super) carrier: Carrier,
     /// Has said HELLO, or is local.
     pub(super) greeted: bool,
     /// The longest frame that it takes.
@@ -65,6 +78,9 @@ pub(super) struct Link {
     pub(super) ports: HashMap<u32, u32>,
     /// The pair that was looked up last: most links have one port.
     pub(super) last_port: Option<(u32, u32)>,
+    /// The provider of the last request: what follows under the same number goes there too, for it may be
+    /// another part of the same message.
+    pub(super) last_pick: Option<(Pick, Provider)>,
     /// How many names it provides.
     pub(super) provides: u32,
     /// Numbers of subscriptions that were given back.
@@ -77,11 +93,13 @@ pub(super) struct Link {
 
 impl Link {
     fn new(kind: LinkKind, frame_max: usize, cids: u32) -> Self {
+        let local = kind.carrier == Carrier::Local;
         Self {
-            rights: kind.rights,
-            local: kind.local,
-            greeted: kind.local,
-            frame_max: if kind.local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
+            access: kind.access,
+            carrier: kind.carrier,
+            greeted: local,
+            frame_max: if local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
+            last_pick: None,
             ports: HashMap::new(),
             last_port: None,
             provides: 0,
@@ -149,7 +167,7 @@ impl Links {
     pub(super) fn local_providers(&self) -> impl Iterator<Item = LinkId> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let link = slot.link.as_ref()?;
-            (link.local && link.provides > 0)
+            (link.carrier == Carrier::Local && link.provides > 0)
                 .then_some(LinkId { index: index as u32, generation: slot.generation })
         })
     }

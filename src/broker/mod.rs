@@ -12,6 +12,7 @@
 //!             anything else           comes back if the frame says ASK, else as 0
 //! ```
 
+mod access;
 mod action;
 mod control;
 mod limits;
@@ -20,16 +21,17 @@ mod returns;
 mod subscriptions;
 mod subsystems;
 
+pub use access::{Access, Names, Rights};
 pub use action::{Action, Actions, Delivery, Source};
 pub use limits::{Counters, Limits};
-pub use link::{LinkId, LinkKind, Rights};
+pub use link::{Carrier, LinkId, LinkKind};
 pub use returns::{RETURN_BASE, RETURNS_CEILING};
 pub use subsystems::{SUBSYSTEM_BASE, SUBSYSTEM_LAST};
 
 use link::Links;
 use returns::Returns;
 use subscriptions::Subscriptions;
-use subsystems::Subsystems;
+use subsystems::{Provider, Subsystems, Wanted};
 
 use crate::wire::{
     Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
@@ -162,10 +164,12 @@ impl Broker {
         }
         self.counters.frames += 1;
         let Some(link) = self.links.get(from) else { return Ok(()) };
-        if head.flags & flag::CONTROL != 0 {
+        if link.carrier == Carrier::Datagram {
+            self.handle_datagram(from, at, head, frame, actions);
+        } else if head.flags & flag::CONTROL != 0 {
             self.counters.control += 1;
             self.handle_control(from, head, frame, actions);
-        } else if !link.rights.use_bus {
+        } else if !link.access.rights.use_bus {
             self.counters.forbidden += 1;
             self.bounce(from, head, frame, errno::EPERM, "this link may not send", actions);
         } else {
@@ -178,6 +182,30 @@ impl Broker {
         Ok(())
     }
 
+    /// A frame that came as a datagram: for a puller, or else for subscribers. It is never answered, and
+    /// reaches nobody who would answer.
+    fn handle_datagram(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        let allowed = self.links.get(from).is_some_and(|link| link.access.rights.use_bus);
+        if head.flags & flag::CONTROL != 0 || !allowed {
+            self.counters.forbidden += 1;
+            return;
+        }
+        match self.subsystems.next_provider(head.dst, Wanted::Pulling) {
+            Some(provider) if self.may_read(from, head.dst) => {
+                let addresses = (provider.port, 0);
+                self.pass(from, provider.link, at, head, addresses, frame, Delivery::Shed, actions);
+            }
+            _ => self.broadcast(from, at, head, frame, actions),
+        }
+    }
+
     /// A frame for a subsystem, or for an address that means nothing.
     #[inline]
     fn request(
@@ -188,14 +216,15 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
-        let Some((to, port)) = self.subsystems.next_provider(head.dst) else {
-            return self.unknown(from, at, head, frame, actions);
+        let Some(provider) = self.pick(from, &head) else {
+            return self.unreached(from, at, head, frame, actions);
         };
         let Some(src) = self.address_of(from, head.src) else {
             self.counters.over_limit += 1;
             let text = "no return address left for this port";
             return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
+        let (to, port) = (provider.link, provider.port);
         if self.pass(from, to, at, head, (port, src), frame, Delivery::Hold, actions) {
             self.counters.requests += 1;
         }
@@ -229,8 +258,39 @@ impl Broker {
         }
     }
 
+    /// The provider that takes a frame; `None` if there is none, or none that this link may reach.
+    #[inline]
+    fn pick(&mut self, from: LinkId, head: &EnvelopeHead) -> Option<Provider> {
+        let link = self.links.get(from)?;
+        let pick = (head.dst, head.src, head.sequence);
+        if let Some((last, provider)) = &link.last_pick
+            && *last == pick
+            && self.subsystems.provides(head.dst, provider)
+        {
+            return Some(*provider);
+        }
+        let wanted = match &link.access {
+            Access { read: Names::All, write: Names::All, .. } => Wanted::Writing,
+            access => {
+                let name = self.subsystems.name(head.dst)?;
+                if !access.read.contains(name) {
+                    return None;
+                }
+                if access.write.contains(name) { Wanted::Writing } else { Wanted::Reading }
+            }
+        };
+        let provider = self.subsystems.next_provider(head.dst, wanted)?;
+        self.links.get_mut(from)?.last_pick = Some((pick, provider));
+        Some(provider)
+    }
+
+    fn may_read(&self, link: LinkId, subsystem: u32) -> bool {
+        self.links.get(link).is_some_and(|link| may_hear(&self.subsystems, link, subsystem))
+    }
+
+    /// A frame that no provider takes: it goes to subscribers, unless somebody else would have had it.
     #[cold]
-    fn unknown(
+    fn unreached(
         &mut self,
         from: LinkId,
         at: usize,
@@ -238,6 +298,11 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
+        if self.subsystems.is_provided(head.dst) {
+            self.counters.forbidden += 1;
+            let text = format!("this link may not use {:#010x}", head.dst);
+            return self.bounce(from, head, frame, errno::EPERM, &text, actions);
+        }
         if head.flags & flag::ASK == 0 {
             return self.broadcast(from, at, head, frame, actions);
         }
@@ -300,6 +365,9 @@ impl Broker {
                 continue;
             }
             link.last_event = self.event;
+            if src != 0 && !may_hear(&self.subsystems, link, src) {
+                continue;
+            }
             if frame.len() > link.frame_max {
                 self.counters.too_long += 1;
             } else if link.greeted || src == 0 {
@@ -368,6 +436,13 @@ impl Broker {
                 unreachable!("an error message is far below {}", too_big.max)
             });
         });
+    }
+}
+
+fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool {
+    match &link.access.read {
+        Names::All => true,
+        names => subsystems.name(subsystem).is_some_and(|name| names.contains(name)),
     }
 }
 

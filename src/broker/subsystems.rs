@@ -10,6 +10,28 @@ pub const SUBSYSTEM_BASE: u32 = 0x0001_0003;
 /// The last one's.
 pub const SUBSYSTEM_LAST: u32 = 0x0001_ffff;
 
+/// Who provides a name, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Provider {
+    pub(super) link: LinkId,
+    pub(super) port: u32,
+    /// Takes what is pushed; such a provider is reached by datagrams too.
+    pub(super) pulls: bool,
+    /// Makes changes; reached only by who may have them made.
+    pub(super) writes: bool,
+}
+
+/// Which providers a frame may go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Those that make no changes.
+    Reading,
+    /// Those that make changes if there are any, else the others.
+    Writing,
+    /// Those that take what is pushed.
+    Pulling,
+}
+
 /// Why a name could not be provided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProvideError {
@@ -20,8 +42,10 @@ pub(super) enum ProvideError {
 #[derive(Debug)]
 struct Subsystem {
     name: String,
-    /// The links and ports that provide it, and the one whose turn is next.
-    providers: Vec<(LinkId, u32)>,
+    providers: Vec<Provider>,
+    /// How many of them make changes.
+    writers: usize,
+    /// The one whose turn is next.
     turn: usize,
 }
 
@@ -36,8 +60,7 @@ impl Subsystems {
     pub(super) fn provide(
         &mut self,
         name: &str,
-        link: LinkId,
-        port: u32,
+        provider: Provider,
         limits: &Limits,
     ) -> Result<u32, ProvideError> {
         let printable = name.chars().all(|c| !c.is_control() && !c.is_whitespace());
@@ -52,7 +75,8 @@ impl Subsystems {
         if subsystem.providers.len() >= limits.providers_per_subsystem_max {
             return Err(ProvideError::Full);
         }
-        subsystem.providers.push((link, port));
+        subsystem.writers += usize::from(provider.writes);
+        subsystem.providers.push(provider);
         Ok(address)
     }
 
@@ -63,15 +87,21 @@ impl Subsystems {
         }
         let address = SUBSYSTEM_BASE + self.table.len() as u32;
         self.names.insert(name.to_owned(), address);
-        self.table.push(Subsystem { name: name.to_owned(), providers: Vec::new(), turn: 0 });
+        self.table.push(Subsystem {
+            name: name.to_owned(),
+            providers: Vec::new(),
+            writers: 0,
+            turn: 0,
+        });
         Ok(address)
     }
 
     /// Takes `link`'s ports out of the providers of `address`, or only `port`.
     pub(super) fn remove(&mut self, address: u32, link: LinkId, port: Option<u32>) {
         if let Some(subsystem) = self.at_mut(address) {
-            let gone = |&(l, p): &(LinkId, u32)| l == link && port.is_none_or(|port| port == p);
+            let gone = |p: &Provider| p.link == link && port.is_none_or(|port| port == p.port);
             subsystem.providers.retain(|provider| !gone(provider));
+            subsystem.writers = subsystem.providers.iter().filter(|p| p.writes).count();
         }
     }
 
@@ -87,19 +117,45 @@ impl Subsystems {
         self.names.get(name).copied()
     }
 
-    /// Whose turn it is to take a frame for `address`.
+    /// The name of a subsystem.
+    pub(super) fn name(&self, address: u32) -> Option<&str> {
+        let index = address.checked_sub(SUBSYSTEM_BASE)?;
+        self.table.get(index as usize).map(|subsystem| subsystem.name.as_str())
+    }
+
+    /// Whose turn it is to take a frame for `address`, of those that `wanted` allows.
     #[inline]
-    pub(super) fn next_provider(&mut self, address: u32) -> Option<(LinkId, u32)> {
+    pub(super) fn next_provider(&mut self, address: u32, wanted: Wanted) -> Option<Provider> {
         let subsystem = self.at_mut(address)?;
-        match subsystem.providers.as_slice() {
-            [] => None,
-            [only] => Some(*only),
-            many => {
-                let provider = many[subsystem.turn % many.len()];
-                subsystem.turn = (subsystem.turn + 1) % many.len();
-                Some(provider)
+        let writers = subsystem.writers;
+        let fits = |provider: &Provider| match wanted {
+            Wanted::Pulling => provider.pulls,
+            Wanted::Writing if writers > 0 => provider.writes,
+            Wanted::Writing | Wanted::Reading => !provider.writes,
+        };
+        let count = subsystem.providers.len();
+        for step in 0..count {
+            let at = (subsystem.turn + step) % count;
+            let provider = subsystem.providers[at];
+            if fits(&provider) {
+                subsystem.turn = (at + 1) % count;
+                return Some(provider);
             }
         }
+        None
+    }
+
+    /// Whether `provider` still provides `address`.
+    pub(super) fn provides(&self, address: u32, provider: &Provider) -> bool {
+        let index = address.checked_sub(SUBSYSTEM_BASE).map(|index| index as usize);
+        let subsystem = index.and_then(|index| self.table.get(index));
+        subsystem.is_some_and(|subsystem| subsystem.providers.contains(provider))
+    }
+
+    /// Whether anybody provides `address`, in whatever way.
+    pub(super) fn is_provided(&self, address: u32) -> bool {
+        let index = address.checked_sub(SUBSYSTEM_BASE).map(|index| index as usize);
+        index.and_then(|index| self.table.get(index)).is_some_and(|s| !s.providers.is_empty())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u32, usize)> {

@@ -19,14 +19,11 @@ use crate::node::{FrameReader, FrameWriter, LocalFrame, LocalItem, LocalLink, Lo
 use crate::node::{ReadError, lock};
 use crate::wire::{
     Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, FRAME_MAX,
-    LEGACY_FRAME_MAX, TooBig, flag, frame_length,
+    LEGACY_FRAME_MAX, TooBig, flag,
 };
 
 /// How long the last bytes of a dropped link may take to go out.
 const LINGER: Duration = Duration::from_secs(5);
-
-/// How much of a run is handed to the broker at a time, inside the process.
-const PIECE_BYTES: usize = 64 * 1024;
 
 /// A frame, and what it holds of its sender's credit while it lives.
 #[derive(Clone)]
@@ -168,21 +165,12 @@ impl Link {
         self.next_sequence(&lock(&self.state))
     }
 
-    /// Sends a run of whole frames, in their order and, over a socket, all or nothing of them.
-    pub(super) async fn send(&self, mut run: &mut [u8]) -> Result<(), RequestError> {
+    /// Sends a run of whole frames behind each other, so that the broker keeps the parts of a body
+    /// together; over a socket all of them or none.
+    pub(super) async fn send(&self, run: &mut [u8]) -> Result<(), RequestError> {
         let sent = match &self.sender {
             Sender::Socket(writer) => writer.send(run).await,
-            Sender::Local(link) => loop {
-                // an outbox is passed by as much as it is given at a time
-                let (piece, rest) = run.split_at_mut(piece_end(run));
-                if !link.send(piece).await {
-                    break false;
-                }
-                if rest.is_empty() {
-                    break true;
-                }
-                run = rest;
-            },
+            Sender::Local(link) => link.send(run).await,
         };
         if sent { Ok(()) } else { Err(self.lost()) }
     }
@@ -366,19 +354,6 @@ impl Link {
             intake.gone(asker).await;
         }
     }
-}
-
-/// Where to cut a run of whole frames so that the piece is about [`PIECE_BYTES`] long.
-fn piece_end(run: &[u8]) -> usize {
-    let mut end = 0;
-    while end < PIECE_BYTES
-        && let Some(rest) = run.get(end..)
-        && let Ok(Some(length)) = frame_length(rest, FRAME_MAX)
-    {
-        end += length;
-    }
-    // what are no frames is refused as a whole
-    if (1..run.len()).contains(&end) { end } else { run.len() }
 }
 
 async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {

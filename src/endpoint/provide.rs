@@ -86,7 +86,8 @@ impl ProvideOptions {
         self
     }
 
-    /// The same, telling the broker that what is sent to this name changes something.
+    /// The same, for a provider that makes changes: the broker lets only those ask it who may have
+    /// changes made.
     #[must_use]
     pub fn write(mut self) -> Self {
         self.mode |= mode::WRITE;

@@ -168,14 +168,14 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    use crate::broker::{Broker, LinkKind, Rights};
+    use crate::broker::{Broker, LinkKind};
     use crate::wire::EnvelopeHead;
 
     const MAX: CreditMax = CreditMax { bytes: 100, frames: 2 };
 
     fn senders() -> [LinkId; 3] {
         let mut broker = Broker::default();
-        [(); 3].map(|()| broker.link_up(LinkKind { rights: Rights::ALL, local: true }).unwrap())
+        [(); 3].map(|()| broker.link_up(LinkKind::LOCAL).unwrap())
     }
 
     fn frame(payload: usize) -> Vec<u8> {

@@ -7,7 +7,6 @@ use tokio::time::timeout;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::{Node, Shared, Stop, socket};
-use crate::broker::Rights;
 use crate::transport::{Accepted, ListenError, ListenOptions, Listener, is_transient};
 use crate::url::BusUrl;
 
@@ -77,7 +76,7 @@ async fn welcome(shared: &Arc<Shared>, accepted: Accepted, handshake_max: Durati
         () = shared.stopped(Stop::Drain) => return,
     };
     match stream {
-        Ok(Ok(stream)) => socket::run_link(shared, stream, Rights::USE).await,
+        Ok(Ok(stream)) => socket::run_link(shared, stream).await,
         Ok(Err(error)) => info!(%error, "refused: the handshake failed"),
         Err(_) => info!("refused: no handshake within {handshake_max:?}"),
     }

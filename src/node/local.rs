@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::inbox::{Credit, CreditMax, Delivered, Inbox};
 use super::route::{Router, Target, link_down};
 use super::{Held, Node, Shared, lock};
-use crate::broker::{LinkId, LinkKind, Rights};
+use crate::broker::{LinkId, LinkKind};
 use bytes::Bytes;
 
 impl Node {
@@ -18,7 +18,7 @@ impl Node {
         let inbox = Arc::new(Inbox::new(max));
         let id = {
             let mut core = lock(&shared.core);
-            let id = core.broker.link_up(LinkKind { rights: Rights::ALL, local: true })?;
+            let id = core.broker.link_up(LinkKind::LOCAL)?;
             core.set_target(id, Target::Local(Arc::clone(&inbox)));
             id
         };

@@ -5,6 +5,7 @@
 //! frames to the outboxes of their targets, and flushes those itself; a writer task for each socket takes
 //! over only while the socket is full. See `ARCHITECTURE.md`, "One frame's way".
 
+mod access;
 mod framed;
 mod inbox;
 mod listen;
@@ -15,6 +16,7 @@ mod pool;
 mod route;
 mod socket;
 
+pub use access::AccessList;
 pub use framed::{FrameReader, FrameWriter, ReadError, framed};
 pub use local::{LocalFrame, LocalItem, LocalLink, LocalReceiver};
 pub use options::NodeOptions;
@@ -67,6 +69,7 @@ type EventsHook = Box<dyn Fn(bool) + Send + Sync>;
 struct Shared {
     options: NodeOptions,
     core: Mutex<Core>,
+    access: Mutex<Arc<AccessList>>,
     pool: BufferPool,
     counters: Counters,
     /// Called when the first subscription comes and when the last one goes.
@@ -110,6 +113,7 @@ impl Node {
         let broker = Broker::new(options.limits);
         let shared = Shared {
             core: Mutex::new(Core { broker, targets: Vec::new() }),
+            access: Mutex::default(),
             pool: BufferPool::new(options.spare_buffers_max),
             counters: Counters::default(),
             hooks: Mutex::default(),
@@ -119,6 +123,11 @@ impl Node {
             options,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Lets links do what `access` says, from the next one on; those that are up keep what they have.
+    pub fn set_access(&self, access: AccessList) {
+        *lock(&self.shared.access) = Arc::new(access);
     }
 
     /// What has been counted so far.

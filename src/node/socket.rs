@@ -15,7 +15,7 @@ use super::outbox::Outbox;
 use super::pool::BufferPool;
 use super::route::{Router, Target, link_down};
 use super::{Shared, Stop, lock};
-use crate::broker::{LinkId, LinkKind, Rights};
+use crate::broker::{LinkId, LinkKind};
 use crate::transport::Stream;
 use crate::wire::Malformed;
 
@@ -36,12 +36,13 @@ enum End {
 }
 
 /// Takes a connection in as a link, and serves it until it ends.
-pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream, rights: Rights) {
+pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream) {
+    let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
     let outbox = Outbox::new(stream.writer, shared.options.outbox_bytes_max, false);
     let outbox = Arc::new(outbox);
     let id = {
         let mut core = lock(&shared.core);
-        let id = core.broker.link_up(LinkKind { rights, local: false });
+        let id = core.broker.link_up(LinkKind::stream(access));
         if let Some(id) = id {
             core.set_target(id, Target::Socket(Arc::clone(&outbox)));
         }

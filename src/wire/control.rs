@@ -75,9 +75,9 @@ commands! {
 
 /// The bits of [`ControlAttribute::Mode`].
 pub mod mode {
-    /// The provider takes pushes and answers nothing.
+    /// The provider takes pushes, over datagrams too, and answers nothing.
     pub const PULL: u32 = 0x1;
-    /// What is sent to the subsystem changes something.
+    /// The provider makes changes.
     pub const WRITE: u32 = 0x2;
 }
 

@@ -1,16 +1,17 @@
 //! The core without a node: bytes in, frames out.
 
 use nlbus::broker::{
-    Action, Actions, Broker, Counters, Delivery, Handled, Limits, LinkId, LinkKind, Rights, Source,
+    Access, Action, Actions, Broker, Counters, Delivery, Handled, Limits, LinkId, LinkKind, Rights,
+    Source,
 };
 use nlbus::wire::{Command, ControlAttribute, ControlBuilder, EnvelopeHead, TooBig};
 
 use super::frames::{Said, control, head_of, payload_of, split};
 
-pub(crate) const STRANGER: LinkKind = LinkKind { rights: Rights::USE, local: false };
-pub(crate) const SERVICE: LinkKind = LinkKind { rights: Rights::ALL, local: true };
+pub(crate) const STRANGER: LinkKind = LinkKind::stream(Access::reading(Rights::USE));
+pub(crate) const SERVICE: LinkKind = LinkKind::LOCAL;
 /// May do everything, from behind a socket, and has not said HELLO.
-pub(crate) const REMOTE: LinkKind = LinkKind { rights: Rights::ALL, local: false };
+pub(crate) const REMOTE: LinkKind = LinkKind::stream(Access::ALL);
 
 /// A frame on its way to a link.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,3 +5,4 @@
 
 pub(crate) mod bus;
 pub(crate) mod frames;
+pub(crate) mod peer;
