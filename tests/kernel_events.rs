@@ -35,7 +35,7 @@ fn of_type(kind: u16) -> Filter {
 /// The next payload, which is the subsystem's; `None` if some were lost before it.
 async fn next(subscription: &mut Subscription) -> Option<Bytes> {
     match timeout(PATIENCE, subscription.next()).await.unwrap().unwrap() {
-        Event::Message { from, payload } => {
+        Event::Message { from, payload, .. } => {
             assert_eq!(from, ROUTE);
             Some(payload)
         }
@@ -327,7 +327,7 @@ async fn events_that_are_no_netlink_come_as_they_are() {
     let heard = listener.receive();
     assert!(heard.starts_with(b"add@/"), "{}", String::from_utf8_lossy(&heard));
     match timeout(PATIENCE, subscription.next()).await.unwrap().unwrap() {
-        Event::Message { from, payload } => {
+        Event::Message { from, payload, .. } => {
             assert_eq!((from, &payload[..]), (uevent, &heard[..]));
         }
         Event::Lost(count) => panic!("{count} lost"),

@@ -25,7 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::{Instrument, debug, info_span, warn};
 
-use crate::endpoint::{Endpoint, Incoming, Provider, Request, RequestError};
+use crate::endpoint::{Endpoint, Incoming, ProvideOptions, Provider, Request, RequestError};
 use crate::wire::{Header, errno};
 use asker::Asker;
 use confine::Confined;
@@ -136,7 +136,7 @@ impl Kernel {
         let failed = |source| KernelError::Socket { protocol, source };
         let monitor = Monitor::open(&self.confined, protocol).await.map_err(failed)?;
         let provider = endpoint
-            .provide(name)
+            .provide_with(name, ProvideOptions::default().raw())
             .await
             .map_err(|source| KernelError::Provide { name: name.to_owned(), source })?;
         let address = provider.address();
@@ -214,7 +214,7 @@ impl Service {
     fn refuse(&self, request: Request, number: i32, text: &'static str) {
         self.confined.spawn(async move {
             let header = header_of(&request);
-            let _ = request.responder().send_error(number, &header, text).await;
+            let _ = request.responder().last().send_error(number, &header, text).await;
         });
     }
 }
@@ -224,7 +224,7 @@ async fn answer_error(request: &Request, error: &io::Error) {
     let number = error.raw_os_error().unwrap_or(errno::EIO);
     let header = header_of(request);
     // an asker that is gone needs no answer
-    let _ = request.responder().send_error(number, &header, &error.to_string()).await;
+    let _ = request.responder().last().send_error(number, &header, &error.to_string()).await;
 }
 
 fn header_of(request: &Request) -> Header {
