@@ -191,14 +191,17 @@ impl Broker {
         let Some((to, port)) = self.subsystems.next_provider(head.dst) else {
             return self.unknown(from, at, head, frame, actions);
         };
+        if !self.fits(to, frame) {
+            return self.too_long(from, to, head, frame, actions);
+        }
         let Some(src) = self.address_of(from, head.src) else {
             self.counters.over_limit += 1;
             let text = "no return address left for this port";
             return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
-        if self.pass(from, to, at, head, (port, src), frame, Delivery::Hold, actions) {
-            self.counters.requests += 1;
-        }
+        EnvelopeHead::rewrite(frame, port, src);
+        actions.send(to, Source::Input, at..at + frame.len(), Delivery::Hold);
+        self.counters.requests += 1;
     }
 
     /// A frame for a return address: only providers answer.
@@ -220,13 +223,17 @@ impl Broker {
             self.counters.stale += 1;
             return self.bounce(from, head, frame, errno::ENOENT, "the asker is gone", actions);
         };
+        if !self.fits(to, frame) {
+            return self.too_long(from, to, head, frame, actions);
+        }
         let Some(src) = self.address_of(from, head.src) else {
             self.counters.over_limit += 1;
-            return;
+            let text = "no return address left for this port";
+            return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
-        if self.pass(from, to, at, head, (port, src), frame, Delivery::Reply, actions) {
-            self.counters.replies += 1;
-        }
+        EnvelopeHead::rewrite(frame, port, src);
+        actions.send(to, Source::Input, at..at + frame.len(), Delivery::Reply);
+        self.counters.replies += 1;
     }
 
     #[cold]
@@ -245,30 +252,24 @@ impl Broker {
         self.bounce(from, head, frame, errno::ENOENT, &text, actions);
     }
 
-    /// Sends `frame` on with new addresses, if the target takes its length; whether it did.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "the parts of one step, used twice")]
-    fn pass(
+    fn fits(&self, to: LinkId, frame: &[u8]) -> bool {
+        self.links.get(to).is_some_and(|link| frame.len() <= link.frame_max)
+    }
+
+    #[cold]
+    fn too_long(
         &mut self,
         from: LinkId,
         to: LinkId,
-        at: usize,
         head: EnvelopeHead,
-        (dst, src): (u32, u32),
-        frame: &mut [u8],
-        delivery: Delivery,
+        frame: &[u8],
         actions: &mut Actions,
-    ) -> bool {
+    ) {
+        self.counters.too_long += 1;
         let frame_max = self.links.get(to).map_or(0, |link| link.frame_max);
-        if frame.len() > frame_max {
-            self.counters.too_long += 1;
-            let text = format!("the other end takes frames of at most {frame_max} bytes");
-            self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
-            return false;
-        }
-        EnvelopeHead::rewrite(frame, dst, src);
-        actions.send(to, Source::Input, at..at + frame.len(), delivery);
-        true
+        let text = format!("the other end takes frames of at most {frame_max} bytes");
+        self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
     }
 
     /// A frame for whoever subscribed. Its header is wiped: of the sender only the subsystem stays, and
