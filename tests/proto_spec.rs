@@ -1,6 +1,6 @@
 //! Holds the constants in the code to `proto-spec/*.yaml`, in both directions.
 
-use nlbus::wire::{self, Command, ControlAttribute, ValueType, address, errno, flag, nlm};
+use nlbus::wire::{self, Command, ControlAttribute, ValueType, address, errno, flag, mode, nlm};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -190,7 +190,12 @@ fn envelope_flags() -> BTreeMap<String, u64> {
         ("response", flag::RESPONSE.into()),
         ("exception", flag::EXCEPTION.into()),
         ("ask", flag::ASK.into()),
+        ("last", flag::LAST.into()),
     ])
+}
+
+fn mode_flags() -> BTreeMap<String, u64> {
+    table([("pull", mode::PULL.into()), ("write", mode::WRITE.into())])
 }
 
 fn nlm_types() -> BTreeMap<String, u64> {
@@ -237,8 +242,9 @@ fn versions_and_first_numbers_are_those_of_the_control_specification() {
 }
 
 #[test]
-fn envelope_flags_are_those_of_the_specification() {
+fn envelope_flags_and_modes_are_those_of_the_specification() {
     assert_eq!(envelope().masks("envelope-flags"), envelope_flags());
+    assert_eq!(control().masks("mode"), mode_flags());
 }
 
 #[test]
@@ -425,6 +431,7 @@ fn every_public_constant_of_the_wire_layer_is_in_one_of_the_tables() {
         envelope_constants(),
         control_constants(),
         envelope_flags(),
+        mode_flags(),
         nlm_types(),
         nlm_flags(),
         nlm_new_flags(),

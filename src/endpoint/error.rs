@@ -85,6 +85,15 @@ pub enum RequestError {
     /// The answerer lost messages: it was read too slowly. Ask again.
     #[error("the answer has a gap: the other end ran out of room")]
     Overrun,
+    /// The answer is longer than the asker takes.
+    #[error("the answer is longer than {max} bytes")]
+    TooLong {
+        /// [`RequestOptions::message_bytes_max`](super::RequestOptions::message_bytes_max).
+        max: usize,
+    },
+    /// The answer ended without a body.
+    #[error("the answer is empty")]
+    NoBody,
     /// What was to be sent does not fit one frame.
     #[error(transparent)]
     TooBig(#[from] TooBig),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,13 +11,15 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
+use super::answer::nobody;
 use super::error::RequestError;
-use super::provide::{Incoming, Request};
+use super::intake::Intake;
 use super::subscribe::{Offer, Subscriber};
 use crate::node::{FrameReader, FrameWriter, LocalFrame, LocalItem, LocalLink, LocalReceiver};
 use crate::node::{ReadError, lock};
 use crate::wire::{
-    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, TooBig, flag,
+    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, FRAME_MAX,
+    LEGACY_FRAME_MAX, TooBig, flag,
 };
 
 /// How long the last bytes of a dropped link may take to go out.
@@ -30,7 +32,7 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Frame {
     pub(super) bytes: Bytes,
-    pub(super) _held: Option<Arc<LocalFrame>>,
+    pub(super) held: Option<Arc<LocalFrame>>,
 }
 
 /// How frames go out.
@@ -58,6 +60,8 @@ pub(super) struct Link {
     state: Mutex<State>,
     sequence: AtomicU32,
     pid: u32,
+    /// The longest frame that the broker takes.
+    frame_max: AtomicUsize,
     /// The last handle is gone.
     closing: Notify,
     /// The link has ended.
@@ -68,7 +72,7 @@ pub(super) struct Link {
 struct State {
     waiting: HashMap<u32, Waiting>,
     subscribers: Vec<Arc<Subscriber>>,
-    providers: HashMap<u32, mpsc::Sender<Incoming>>,
+    providers: HashMap<u32, Arc<Intake>>,
     /// Addresses of names that were asked for.
     names: HashMap<String, u32>,
     last_port: u32,
@@ -93,6 +97,7 @@ impl Link {
             state: Mutex::default(),
             sequence: AtomicU32::new(0),
             pid: process::id(),
+            frame_max: AtomicUsize::new(FRAME_MAX),
             closing: Notify::new(),
             over: Notify::new(),
         });
@@ -145,19 +150,54 @@ impl Link {
         RequestError::Lost(lock(&self.state).ended.clone().flatten())
     }
 
-    pub(super) async fn send(&self, frame: &mut [u8]) -> Result<(), RequestError> {
+    /// The longest frame that may be sent, in bytes.
+    pub(super) fn frame_max(&self) -> usize {
+        self.frame_max.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_frame_max(&self, frame_max: usize) {
+        self.frame_max.store(frame_max.clamp(LEGACY_FRAME_MAX, FRAME_MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.sender, Sender::Local(_))
+    }
+
+    /// A number for frames that nobody answers, so that they can be told apart.
+    pub(super) fn new_sequence(&self) -> u32 {
+        self.next_sequence(&lock(&self.state))
+    }
+
+    /// Sends a run of whole frames behind each other, so that the broker keeps the parts of a body
+    /// together; over a socket all of them or none.
+    pub(super) async fn send(&self, run: &mut [u8]) -> Result<(), RequestError> {
         let sent = match &self.sender {
             Sender::Socket(writer) => {
-                let sent = writer.send(frame).await;
+                let sent = writer.send(run).await;
                 if !sent {
                     // the reader knows why
                     self.ended().await;
                 }
                 sent
             }
-            Sender::Local(link) => link.send(frame).await,
+            Sender::Local(link) => link.send(run).await,
         };
         if sent { Ok(()) } else { Err(self.lost()) }
+    }
+
+    /// Sends a frame without waiting: over a socket if there is room, else in a task that keeps `held`.
+    pub(super) fn offer(&self, mut frame: Vec<u8>, held: Option<Arc<LocalFrame>>) {
+        match &self.sender {
+            Sender::Socket(writer) => writer.offer(&frame),
+            Sender::Local(link) => {
+                let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+                let link = link.clone();
+                runtime.spawn(async move {
+                    link.send(&mut frame).await;
+                    drop(held);
+                });
+            }
+        }
     }
 
     /// Sends a control message and waits for its answer.
@@ -229,8 +269,8 @@ impl Link {
         lock(&self.state).subscribers.retain(|other| !Arc::ptr_eq(other, subscriber));
     }
 
-    pub(super) fn add_provider(&self, port: u32, requests: mpsc::Sender<Incoming>) {
-        lock(&self.state).providers.insert(port, requests);
+    pub(super) fn add_provider(&self, port: u32, intake: Arc<Intake>) {
+        lock(&self.state).providers.insert(port, intake);
     }
 
     pub(super) fn remove_provider(&self, port: u32) {
@@ -273,34 +313,28 @@ impl Link {
         } else if head.dst == 0 {
             self.dispatch_event(&head, frame);
         } else {
-            let provider = lock(&self.state).providers.get(&head.dst).cloned();
-            match provider {
-                Some(requests) => {
-                    let request = Request::new(Arc::clone(self), head, frame);
-                    self.dispatch_request(&requests, request).await;
+            let intake = lock(&self.state).providers.get(&head.dst).cloned();
+            match intake {
+                Some(intake) => intake.take(self, head, frame).await,
+                None if head.flags & (flag::ASK | flag::RESPONSE) == flag::ASK => {
+                    self.offer(nobody(&head), frame.held);
                 }
                 None => self.dispatch_reply(&head, frame).await,
             }
         }
     }
 
-    async fn dispatch_request(&self, requests: &mpsc::Sender<Incoming>, request: Request) {
-        let full = match requests.try_send(Incoming::Request(request)) {
-            Err(mpsc::error::TrySendError::Full(incoming)) => incoming,
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return,
-        };
-        match (&self.sender, &full) {
-            (Sender::Socket(writer), Incoming::Request(request)) if request.asks() => {
-                writer.offer(&request.busy());
-            }
-            _ => drop(requests.send(full).await),
-        }
-    }
-
     async fn dispatch_reply(&self, head: &EnvelopeHead, frame: Frame) {
-        let (replies, deadline) = match lock(&self.state).waiting.get(&head.sequence) {
-            Some(Waiting::Replies(replies, deadline)) => (replies.clone(), *deadline),
-            _ => return debug!(sequence = head.sequence, "an answer that nobody waits for"),
+        let (replies, deadline) = {
+            let mut state = lock(&self.state);
+            let waiting = match state.waiting.get(&head.sequence) {
+                Some(Waiting::Replies(replies, deadline)) => (replies.clone(), *deadline),
+                _ => return debug!(sequence = head.sequence, "an answer that nobody waits for"),
+            };
+            if head.flags & (flag::LAST | flag::EXCEPTION) != 0 {
+                state.waiting.remove(&head.sequence);
+            }
+            waiting
         };
         if let Err(mpsc::error::TrySendError::Full(frame)) = replies.try_send(frame) {
             let send = replies.send(frame);
@@ -316,7 +350,7 @@ impl Link {
         match Envelope::parse(&frame.bytes).and_then(|envelope| envelope.broadcast()) {
             Ok(broadcast) => {
                 let payload = frame.bytes.slice_ref(broadcast.payload);
-                let alone = frame._held.is_some();
+                let alone = frame.held.is_some();
                 let offer = Offer { from: head.src, group: broadcast.group, payload, alone };
                 for subscriber in subscribers {
                     subscriber.offer(&offer);
@@ -328,8 +362,8 @@ impl Link {
 
     async fn dispatch_gone(&self, asker: u32) {
         let providers: Vec<_> = lock(&self.state).providers.values().cloned().collect();
-        for requests in providers {
-            let _ = requests.send(Incoming::Gone { asker }).await;
+        for intake in providers {
+            intake.gone(asker).await;
         }
     }
 }
@@ -339,14 +373,14 @@ async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {
         loop {
             match &mut receiver {
                 Receiver::Socket(reader) => match reader.next().await {
-                    Ok(Some(bytes)) => link.dispatch(Frame { bytes, _held: None }).await,
+                    Ok(Some(bytes)) => link.dispatch(Frame { bytes, held: None }).await,
                     Ok(None) => break None,
                     Err(error) => break Some(Arc::new(error)),
                 },
                 Receiver::Local(receiver) => match receiver.next().await {
                     Some(LocalItem::Frame(frame)) => {
                         let bytes = frame.bytes.clone();
-                        link.dispatch(Frame { bytes, _held: Some(Arc::new(frame)) }).await;
+                        link.dispatch(Frame { bytes, held: Some(Arc::new(frame)) }).await;
                     }
                     Some(LocalItem::Gone(asker)) => link.dispatch_gone(asker).await,
                     None => break None,

@@ -1,17 +1,29 @@
 //! What users hold: an [`Endpoint`] on the bus, to ask, to be asked, to broadcast and to listen.
 
+mod answer;
+mod arrivals;
+mod call;
+mod data;
 mod error;
 mod filter;
+mod intake;
 mod link;
 mod provide;
+mod pull;
 mod request;
 mod subscribe;
+mod udp;
 
+pub use answer::{Request, Responder};
+pub use call::Answers;
+pub use data::{MESSAGE_BYTES_MAX, body_of};
 pub use error::{ConnectError, RequestError};
 pub use filter::{Filter, KernelGroup, UnknownGroup};
-pub use provide::{Incoming, Provider, Publisher, Request, Responder};
+pub use provide::{Incoming, ProvideOptions, Provider, Publisher};
+pub use pull::{Message, Puller};
 pub use request::{REQUEST_DEADLINE, Replies, Reply, RequestOptions};
 pub use subscribe::{EVENTS_BYTES_MAX, EVENTS_MAX, Event, Subscription};
+pub use udp::UdpPusher;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +33,7 @@ use link::{Handle, Link, Receiver, Sender};
 use crate::node::{Node, framed};
 use crate::transport::{DialOptions, dial};
 use crate::url::BusUrl;
-use crate::wire::{Command, ControlAttribute, FRAME_MAX};
+use crate::wire::{Command, ControlAttribute, FRAME_MAX, LEGACY_FRAME_MAX};
 
 /// The version of the protocol that an endpoint speaks.
 const VERSION: u32 = 1;
@@ -170,9 +182,14 @@ impl Endpoint {
         match hello.await {
             Ok(answer) => {
                 tracing::debug!(frame_max = answer.frame_max, "greeted");
+                let frame_max = answer.frame_max.map_or(LEGACY_FRAME_MAX, |max| max as usize);
+                self.handle.0.set_frame_max(frame_max);
                 Ok(())
             }
-            Err(RequestError::Refused { .. }) => Ok(()),
+            Err(RequestError::Refused { .. }) => {
+                self.handle.0.set_frame_max(LEGACY_FRAME_MAX);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -2,21 +2,98 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Endpoint;
+use super::answer::{Request, send_in_place};
+use super::data::MESSAGE_BYTES_MAX;
 use super::error::RequestError;
-use super::link::{Frame, Handle, Link};
+use super::intake::{Intake, Queued};
+use super::link::{Handle, Link};
 use super::request::REQUEST_DEADLINE;
-use crate::wire::{
-    Command, ControlAttribute, Envelope, EnvelopeHead, ErrorMessage, Header, Malformed,
-    PAYLOAD_OFFSET, TooBig, align4, errno, flag,
-};
+use crate::wire::{Command, ControlAttribute, mode};
 
-/// How many requests wait to be taken. Past that, over a socket, those that ask are answered with EBUSY,
-/// so that the answers to this program's own requests still get through; everything else is held back.
-const REQUESTS_MAX: usize = 1_024;
+/// How a name is provided, and what may wait for its provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProvideOptions {
+    /// The longest body that is joined from parts, in bytes; a longer request is answered with
+    /// `EMSGSIZE`. Default 16 MiB. Raising it lets each sender use as much memory.
+    pub message_bytes_max: usize,
+    /// What may be joined at once, of all senders together, in bytes; past that a long request is
+    /// answered with `EBUSY`, and a long push is dropped. Default 256 MiB, used only while as much
+    /// arrives.
+    pub joining_bytes_max: usize,
+    /// How many requests wait to be taken. Default 1,024. Past that, over a socket, those that ask are
+    /// answered with `EBUSY`, so that the answers to this program's own requests still get through;
+    /// everything else is held back, and with it all that comes over the same link.
+    pub waiting_max: usize,
+    /// The same in bytes. Default 64 MiB; at most 4 GiB. One request always fits.
+    pub waiting_bytes_max: usize,
+    /// Hand out each frame as it came: nothing is joined, nothing taken out of messages. For subsystems
+    /// that speak another convention than that of `proto-spec/data.md`. Default: no.
+    pub raw: bool,
+    /// Bits of [`mode`], which the broker is told. Default 0.
+    pub mode: u32,
+}
+
+impl Default for ProvideOptions {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            joining_bytes_max: 16 * MESSAGE_BYTES_MAX,
+            waiting_max: 1_024,
+            waiting_bytes_max: 4 * MESSAGE_BYTES_MAX,
+            raw: false,
+            mode: 0,
+        }
+    }
+}
+
+impl ProvideOptions {
+    /// The same with another [`message_bytes_max`](Self::message_bytes_max).
+    #[must_use]
+    pub fn message_bytes_max(mut self, max: usize) -> Self {
+        self.message_bytes_max = max;
+        self
+    }
+
+    /// The same with another [`joining_bytes_max`](Self::joining_bytes_max).
+    #[must_use]
+    pub fn joining_bytes_max(mut self, max: usize) -> Self {
+        self.joining_bytes_max = max;
+        self
+    }
+
+    /// The same with another [`waiting_max`](Self::waiting_max).
+    #[must_use]
+    pub fn waiting_max(mut self, max: usize) -> Self {
+        self.waiting_max = max;
+        self
+    }
+
+    /// The same with another [`waiting_bytes_max`](Self::waiting_bytes_max).
+    #[must_use]
+    pub fn waiting_bytes_max(mut self, max: usize) -> Self {
+        self.waiting_bytes_max = max;
+        self
+    }
+
+    /// The same, [`raw`](Self::raw).
+    #[must_use]
+    pub fn raw(mut self) -> Self {
+        self.raw = true;
+        self
+    }
+
+    /// The same, for a provider that makes changes: the broker lets only those ask it who may have
+    /// changes made.
+    #[must_use]
+    pub fn write(mut self) -> Self {
+        self.mode |= mode::WRITE;
+        self
+    }
+}
 
 /// What a provider receives.
 #[derive(Debug)]
@@ -35,7 +112,7 @@ pub enum Incoming {
 /// The requests for one name.
 pub struct Provider {
     handle: Arc<Handle>,
-    requests: mpsc::Receiver<Incoming>,
+    requests: mpsc::Receiver<Queued>,
     address: u32,
     port: u32,
     name: String,
@@ -50,23 +127,29 @@ impl Endpoint {
     ///
     /// Not cancel-safe: dropped half-way, the name may stay provided until the link ends.
     pub async fn provide(&self, name: &str) -> Result<Provider, RequestError> {
-        self.provide_mode(name, 0).await
+        self.provide_with(name, ProvideOptions::default()).await
     }
 
-    /// As [`provide`](Self::provide), in a mode (`proto-spec/control.md`, PROVIDE).
-    pub(crate) async fn provide_mode(
+    /// As [`provide`](Self::provide), with options.
+    ///
+    /// # Errors
+    /// As [`provide`](Self::provide). Not cancel-safe likewise.
+    pub async fn provide_with(
         &self,
         name: &str,
-        mode: u32,
+        options: ProvideOptions,
     ) -> Result<Provider, RequestError> {
         let link = &self.handle.0;
         let port = link.new_port();
-        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
-        link.add_provider(port, sender);
+        let (intake, requests) = Intake::new(options);
+        link.add_provider(port, Arc::new(intake));
         let answer = link
             .control(port, Command::Provide, REQUEST_DEADLINE, |control| {
                 let control = control.string(ControlAttribute::Host, name)?;
-                if mode == 0 { Ok(control) } else { control.u32(ControlAttribute::Mode, mode) }
+                match options.mode {
+                    0 => Ok(control),
+                    mode => control.u32(ControlAttribute::Mode, mode),
+                }
             })
             .await;
         match answer.map(|answer| answer.addr) {
@@ -96,9 +179,18 @@ impl Provider {
         &self.name
     }
 
-    /// The next request; `None` when the link has ended. Cancel-safe.
+    /// The next thing that comes in; `None` when the link has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Incoming> {
-        self.requests.recv().await
+        self.requests.recv().await.map(|queued| queued.incoming)
+    }
+
+    /// The next request, or push; `None` when the link has ended. Cancel-safe.
+    pub async fn next_request(&mut self) -> Option<Request> {
+        loop {
+            if let Incoming::Request(request) = self.next().await? {
+                return Some(request);
+            }
+        }
     }
 
     /// Broadcasts as this subsystem, apart from taking requests.
@@ -151,121 +243,4 @@ impl Drop for Provider {
             }
         });
     }
-}
-
-/// One request. While it lives, it counts against its sender's credit (inside the process).
-pub struct Request {
-    link: Arc<Link>,
-    head: EnvelopeHead,
-    frame: Frame,
-}
-
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Request").field("head", &self.head).finish_non_exhaustive()
-    }
-}
-
-impl Request {
-    pub(super) fn new(link: Arc<Link>, head: EnvelopeHead, frame: Frame) -> Self {
-        Self { link, head, frame }
-    }
-
-    /// Who asks: the return address, one for each endpoint of each link.
-    pub fn asker(&self) -> u32 {
-        self.head.src
-    }
-
-    /// Whether the asker waits for an answer. A client of the original does not say.
-    pub fn asks(&self) -> bool {
-        self.head.flags & flag::ASK != 0
-    }
-
-    /// What was sent.
-    ///
-    /// # Errors
-    /// [`Malformed`] if the frame has no proper payload.
-    pub fn payload(&self) -> Result<Bytes, Malformed> {
-        let payload = Envelope::parse(&self.frame.bytes)?.payload()?;
-        Ok(self.frame.bytes.slice_ref(payload))
-    }
-
-    /// Where answers go, apart from the request itself, which may be dropped.
-    pub fn responder(&self) -> Responder {
-        Responder { link: Arc::clone(&self.link), head: self.answer_head() }
-    }
-
-    fn answer_head(&self) -> EnvelopeHead {
-        let flags = if self.asks() { flag::RESPONSE } else { 0 };
-        EnvelopeHead { flags, dst: self.head.src, src: self.head.dst, ..self.head }
-    }
-
-    /// The frame that says that there are too many requests.
-    pub(super) fn busy(&self) -> Vec<u8> {
-        let request = self.payload().and_then(|payload| Header::parse(&payload));
-        let text = "too many requests are waiting";
-        let error = ErrorMessage::emit(-errno::EBUSY, &request.unwrap_or_default(), text);
-        let mut frame = Vec::new();
-        self.answer_head().emit(&error, &mut frame).unwrap_or_else(|too_big| {
-            unreachable!("an error message is far below {}", too_big.max);
-        });
-        frame
-    }
-}
-
-/// Sends the parts of an answer.
-#[derive(Clone)]
-pub struct Responder {
-    link: Arc<Link>,
-    head: EnvelopeHead,
-}
-
-impl Responder {
-    /// Sends `payload` as one frame.
-    ///
-    /// # Errors
-    /// [`RequestError::TooBig`] above 65,531 bytes, [`RequestError::Lost`].
-    ///
-    /// Not cancel-safe: dropped while it waits for room, the frame may be lost.
-    pub async fn send(&self, payload: &[u8]) -> Result<(), RequestError> {
-        let mut frame = Vec::new();
-        self.head.emit(payload, &mut frame)?;
-        self.link.send(&mut frame).await
-    }
-
-    /// Answers with NLMSG_ERROR: `errno` is positive, `request` the header of the message that failed.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send). Not cancel-safe likewise.
-    pub async fn send_error(
-        &self,
-        errno: i32,
-        request: &Header,
-        text: &str,
-    ) -> Result<(), RequestError> {
-        self.send(&ErrorMessage::emit(-errno, request, text)).await
-    }
-
-    /// As [`send`](Self::send), for a payload of `length` bytes that stands at offset 28 of `frame`,
-    /// followed by room for padding to a multiple of 4. Nothing is copied.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send). Not cancel-safe likewise.
-    pub async fn send_in_place(&self, frame: &mut [u8], length: usize) -> Result<(), RequestError> {
-        send_in_place(&self.link, self.head, frame, length).await
-    }
-}
-
-async fn send_in_place(
-    link: &Link,
-    head: EnvelopeHead,
-    frame: &mut [u8],
-    length: usize,
-) -> Result<(), RequestError> {
-    let before = head.before_payload(length)?;
-    let too_big = TooBig { length, max: frame.len().saturating_sub(PAYLOAD_OFFSET) };
-    let frame = frame.get_mut(..align4(PAYLOAD_OFFSET + length)).ok_or(too_big)?;
-    frame[..PAYLOAD_OFFSET].copy_from_slice(&before);
-    frame[PAYLOAD_OFFSET + length..].fill(0);
-    link.send(frame).await
 }

@@ -2,26 +2,21 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
+use super::arrivals::Arrivals;
+use super::data::MESSAGE_BYTES_MAX;
 use super::error::RequestError;
-use super::link::{Frame, Handle};
+use super::link::Frame;
 use super::{Destination, Endpoint};
 use crate::wire::{Envelope, EnvelopeHead, ErrorMessage, Header, Message, Messages, flag, nlm};
 
 /// How long a request may take unless it says otherwise.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-
-/// How many frames of an answer wait to be taken. Past that the link is not read, until the answer is
-/// taken, dropped or out of time. At 16 KiB each this is 1 MiB.
-const REPLY_FRAMES_MAX: usize = 64;
 
 /// How a request is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +25,14 @@ pub struct RequestOptions {
     /// The time for all of it, from looking up the name to the last message. `None` waits for ever.
     /// Default [`REQUEST_DEADLINE`].
     pub deadline: Option<Duration>,
+    /// The longest body that is joined from the parts of an answer, in bytes: past it
+    /// [`call`](Endpoint::call) and [`ask`](Endpoint::ask) fail. Default 16 MiB.
+    pub message_bytes_max: usize,
 }
 
 impl Default for RequestOptions {
     fn default() -> Self {
-        Self { deadline: Some(REQUEST_DEADLINE) }
+        Self { deadline: Some(REQUEST_DEADLINE), message_bytes_max: MESSAGE_BYTES_MAX }
     }
 }
 
@@ -43,6 +41,13 @@ impl RequestOptions {
     #[must_use]
     pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.deadline = deadline.into();
+        self
+    }
+
+    /// The same with another [`message_bytes_max`](Self::message_bytes_max).
+    #[must_use]
+    pub fn message_bytes_max(mut self, max: usize) -> Self {
+        self.message_bytes_max = max;
         self
     }
 }
@@ -77,34 +82,16 @@ impl Endpoint {
         message: &[u8],
         options: RequestOptions,
     ) -> Result<Replies, RequestError> {
-        let link = &self.handle.0;
-        let deadline = options.deadline.map(|after| Instant::now() + after);
-        let (sequence, frames) = link.expect_replies(REPLY_FRAMES_MAX, deadline)?;
-        let replies = Replies {
-            handle: Arc::clone(&self.handle),
-            sequence,
-            frames,
-            after: options.deadline.unwrap_or_default(),
-            timer: deadline.map(|at| Box::pin(sleep_until(at))),
+        let write = |head: EnvelopeHead| {
+            let mut frame = Vec::new();
+            head.emit(message, &mut frame).map(|()| frame)
+        };
+        Ok(Replies {
+            arrivals: Arrivals::ask(self, to.into(), options, write).await?,
             ready: VecDeque::new(),
             until: Until::of(message),
-            over: false,
             failed: None,
-        };
-        let send = async {
-            let dst = self.resolve(to.into(), options.deadline).await?;
-            let mut frame = Vec::new();
-            link.head(flag::ASK, sequence, dst, self.port).emit(message, &mut frame)?;
-            link.send(&mut frame).await
-        };
-        match deadline {
-            None => send.await?,
-            Some(deadline) => match timeout_at(deadline, send).await {
-                Ok(sent) => sent?,
-                Err(_) => return Err(RequestError::Timeout { after: replies.after }),
-            },
-        }
-        Ok(replies)
+        })
     }
 }
 
@@ -163,14 +150,9 @@ impl Until {
 /// message, or, if the request had NLM_F_ACK, at the acknowledgement. An error ends it too, and is yielded
 /// last. Dropping it withdraws the interest in the answer, not the request.
 pub struct Replies {
-    handle: Arc<Handle>,
-    sequence: u32,
-    frames: mpsc::Receiver<Frame>,
-    after: Duration,
-    timer: Option<Pin<Box<Sleep>>>,
+    arrivals: Arrivals,
     ready: VecDeque<Reply>,
     until: Until,
-    over: bool,
     /// Yielded after `ready`.
     failed: Option<RequestError>,
 }
@@ -198,29 +180,18 @@ impl Replies {
             if let Some(reply) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(reply)));
             }
-            if self.over {
+            if self.arrivals.is_over() {
                 return Poll::Ready(self.failed.take().map(Err));
             }
-            let read = match self.frames.poll_recv(context) {
-                Poll::Ready(Some(frame)) => self.read(&frame),
-                Poll::Ready(None) => Err(self.handle.0.lost()),
-                Poll::Pending => {
-                    match self.timer.as_mut().map(|timer| timer.as_mut().poll(context)) {
-                        Some(Poll::Ready(())) => Err(RequestError::Timeout { after: self.after }),
-                        _ => return Poll::Pending,
-                    }
-                }
+            let read = match self.arrivals.poll(context) {
+                Poll::Ready(frame) => frame.and_then(|frame| self.read(&frame)),
+                Poll::Pending => return Poll::Pending,
             };
             if let Err(error) = read {
-                self.end();
+                self.arrivals.end();
                 self.failed = Some(error);
             }
         }
-    }
-
-    fn end(&mut self) {
-        self.over = true;
-        self.handle.0.forget(self.sequence);
     }
 
     /// Takes the messages out of a frame.
@@ -231,19 +202,22 @@ impl Replies {
             match message.header.kind {
                 nlm::DONE => {
                     let done = ErrorMessage::parse(&message)?;
-                    self.end();
-                    return self.judge(&envelope.head, done);
+                    self.arrivals.end();
+                    return self.arrivals.judge(&envelope.head, done);
                 }
                 nlm::ERROR => {
                     let error = ErrorMessage::parse(&message)?;
-                    self.judge(&envelope.head, error)?;
-                    self.end();
+                    self.arrivals.judge(&envelope.head, error)?;
+                    self.arrivals.end();
                     return Ok(());
                 }
                 nlm::OVERRUN => return Err(RequestError::Overrun),
                 nlm::NOOP => {}
                 _ => self.take(frame, &message),
             }
+        }
+        if envelope.head.flags & flag::LAST != 0 {
+            self.arrivals.end();
         }
         Ok(())
     }
@@ -252,21 +226,8 @@ impl Replies {
         let bytes = frame.bytes.slice_ref(message.bytes());
         self.ready.push_back(Reply { header: message.header, bytes, _frame: frame.clone() });
         if message.header.flags & nlm::MULTI == 0 && self.until == Until::First {
-            self.end();
+            self.arrivals.end();
         }
-    }
-
-    fn judge(&self, head: &EnvelopeHead, error: ErrorMessage<'_>) -> Result<(), RequestError> {
-        if error.code == 0 {
-            return Ok(());
-        }
-        let errno = error.code.saturating_neg();
-        let text = error.text.map(str::to_owned);
-        if head.flags & flag::EXCEPTION != 0 {
-            self.handle.0.forget_names();
-            return Err(RequestError::Undeliverable { errno, text });
-        }
-        Err(RequestError::Refused { errno, text })
     }
 }
 
@@ -275,13 +236,5 @@ impl Stream for Replies {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.get_mut().poll(context)
-    }
-}
-
-impl Drop for Replies {
-    fn drop(&mut self) {
-        if !self.over {
-            self.handle.0.forget(self.sequence);
-        }
     }
 }

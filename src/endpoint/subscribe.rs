@@ -165,18 +165,6 @@ impl Endpoint {
             .map_err(|too_big: TooBig| RequestError::from(too_big))?;
         link.send(&mut run).await
     }
-
-    /// Waits until the broker has dealt with everything that this link has sent: what was published is
-    /// then on its way to the subscribers, and outlives this link.
-    ///
-    /// # Errors
-    /// [`RequestError::Timeout`] if that takes longer than [`REQUEST_DEADLINE`], [`RequestError::Lost`].
-    ///
-    /// Cancel-safe.
-    pub async fn flush(&self) -> Result<(), RequestError> {
-        // frames of a link are dealt with in their order, and so is a greeting, which may be repeated
-        self.greet(REQUEST_DEADLINE).await
-    }
 }
 
 impl Subscription {

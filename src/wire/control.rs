@@ -73,6 +73,14 @@ commands! {
     LogLevel 35 "log-level" "Sets what the broker logs."
 }
 
+/// The bits of [`ControlAttribute::Mode`].
+pub mod mode {
+    /// The provider takes pushes, over datagrams too, and answers nothing.
+    pub const PULL: u32 = 0x1;
+    /// The provider makes changes.
+    pub const WRITE: u32 = 0x2;
+}
+
 /// The shape of a control attribute's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueType {
@@ -130,7 +138,7 @@ attributes! {
     Version 65 "version" U32 "The version of the protocol."
     FrameMax 66 "frame-max" U32 "The longest frame that the sender takes, in bytes."
     Port 67 "port" U32 "A port of the sending link."
-    Mode 68 "mode" U32 "How a name is provided: bit 0 takes pushes, bit 1 makes changes."
+    Mode 68 "mode" U32 "How a name is provided: bits of [`mode`]."
     Group 69 "group" String "A group of subscribers."
 }
 

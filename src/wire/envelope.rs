@@ -22,6 +22,8 @@ pub mod flag {
     pub const EXCEPTION: u16 = 0x10;
     /// The sender waits for an answer: what cannot be delivered comes back as an EXCEPTION.
     pub const ASK: u16 = 0x20;
+    /// The last frame of an answer to an ASK.
+    pub const LAST: u16 = 0x40;
     /// The high byte counts the hops between brokers.
     pub const HOPS_MASK: u16 = 0xff00;
     /// The most hops between brokers that a frame makes.

@@ -29,7 +29,7 @@ pub use attribute::{
 };
 pub use control::{
     CID_FIRST, CONTROL_VERSION, Command, Control, ControlAttribute, ControlBuilder, Key, Keys,
-    PROTOCOL_VERSION, ValueType,
+    PROTOCOL_VERSION, ValueType, mode,
 };
 pub use deframe::{FRAME_MAX, FRAME_MIN, Frames, LEGACY_FRAME_MAX, frame_length};
 pub use envelope::{

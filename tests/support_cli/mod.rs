@@ -24,7 +24,10 @@ pub(crate) fn nlbus(arguments: &[&str]) -> Command {
 
 /// The binary; there is none without the feature `cli`.
 pub(crate) fn program() -> &'static str {
-    option_env!("CARGO_BIN_EXE_nlbus").expect("the feature `cli` is on")
+    match option_env!("CARGO_BIN_EXE_nlbus") {
+        Some(path) => path,
+        None => panic!("the feature `cli` is off"),
+    }
 }
 
 fn clean(command: &mut Command) {

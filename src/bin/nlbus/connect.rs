@@ -75,11 +75,15 @@ impl Connect {
         Ok(options)
     }
 
+    /// How long a request may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        let file = self.config.as_ref().and_then(|file| file.timeout);
+        self.timeout.or(file.map(|timeout| timeout.0)).unwrap_or(REQUEST_DEADLINE)
+    }
+
     /// What a request gets.
     pub(crate) fn request_options(&self) -> RequestOptions {
-        let file = self.config.as_ref().and_then(|file| file.timeout);
-        let timeout = self.timeout.or(file.map(|timeout| timeout.0)).unwrap_or(REQUEST_DEADLINE);
-        RequestOptions::default().deadline(timeout)
+        RequestOptions::default().deadline(self.timeout())
     }
 }
 

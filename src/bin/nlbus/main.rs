@@ -1,5 +1,6 @@
 //! The `nlbus` command: parse, set up logging, call the library.
 
+mod body;
 mod config;
 mod connect;
 mod decode;
@@ -7,6 +8,10 @@ mod demo;
 mod exit;
 mod monitor;
 mod publish;
+mod pull;
+mod push;
+mod reply;
+mod request;
 mod serve;
 mod show;
 mod subscribe;
@@ -41,6 +46,10 @@ enum Command {
     Monitor(monitor::Args),
     Subscribe(subscribe::Args),
     Publish(publish::Args),
+    Request(request::Args),
+    Reply(reply::Args),
+    Push(push::Args),
+    Pull(pull::Args),
     Decode(decode::Args),
     Demo(demo::Args),
 }
@@ -56,6 +65,10 @@ fn main() -> ExitCode {
         Command::Monitor(args) => block_on(monitor::run(args)),
         Command::Subscribe(args) => block_on(subscribe::run(args)),
         Command::Publish(args) => block_on(publish::run(args)),
+        Command::Request(args) => block_on(request::run(args)),
+        Command::Reply(args) => block_on(reply::run(args)),
+        Command::Push(args) => block_on(push::run(args)),
+        Command::Pull(args) => block_on(pull::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

@@ -85,7 +85,7 @@ impl Asker {
         };
         if header.kind == CONTROL_TYPE {
             let text = "socket operations are not offered";
-            let _ = respond.send_error(errno::EOPNOTSUPP, &header, text).await;
+            let _ = respond.last().send_error(errno::EOPNOTSUPP, &header, text).await;
             return Ok(());
         }
         if let Err(malformed) = self.translator.outgoing(&mut message, &respond) {
@@ -135,17 +135,18 @@ impl Asker {
             warn!(length, "a datagram is longer than any frame");
             return self.too_long().await;
         };
-        let respond = match (self.translator.incoming(datagram), &self.last) {
-            (Whose::Asked(respond), _) => respond,
-            (Whose::Unasked, Some(last)) => last.clone(),
+        let (respond, last) = match (self.translator.incoming(datagram), &self.last) {
+            (Whose::Asked { respond, last }, _) => (respond, last),
+            (Whose::Unasked, Some(respond)) => (respond.clone(), false),
             (Whose::Unasked, None) | (Whose::Forgotten, _) => return,
         };
+        let ending = if last { respond.last() } else { respond.clone() };
         let cuts = match length {
             short if short <= self.payload_max => Some(vec![short]),
             _ => cuts(datagram, self.payload_max),
         };
         let Some(cuts) = cuts else {
-            let _ = respond
+            let _ = ending
                 .send_error(
                     errno::EMSGSIZE,
                     &Header::default(),
@@ -156,6 +157,7 @@ impl Asker {
         };
         let mut start = 0;
         for end in cuts {
+            let respond = if end == length { &ending } else { &respond };
             // the envelope overwrites the end of the piece before, which is sent already
             let piece = &mut self.frame[start..];
             if let Err(error) = respond.send_in_place(piece, end - start).await {
@@ -174,21 +176,21 @@ impl Asker {
                 .pid(theirs.pid)
                 .body(&0u32.to_le_bytes())
                 .finish();
-            let _ = respond.send(&message).await;
+            let _ = respond.last().send(&message).await;
         }
     }
 
     async fn too_long(&mut self) {
         for (theirs, respond) in self.translator.give_up() {
             let text = "the answer is longer than any frame";
-            let _ = respond.send_error(errno::EMSGSIZE, &theirs, text).await;
+            let _ = respond.last().send_error(errno::EMSGSIZE, &theirs, text).await;
         }
     }
 }
 
 async fn refuse(respond: &Responder, header: &Header, text: &str) -> io::Result<()> {
     // an asker that is gone needs no answer
-    let _: Result<(), RequestError> = respond.send_error(errno::EINVAL, header, text).await;
+    let _: Result<(), RequestError> = respond.last().send_error(errno::EINVAL, header, text).await;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::{Instrument, Span, debug, info_span, warn};
 
-use crate::endpoint::{Endpoint, Incoming, Provider, Request, RequestError};
+use crate::endpoint::{Endpoint, Incoming, ProvideOptions, Provider, Request, RequestError};
 use crate::wire::{Header, errno};
 use asker::Asker;
 use confine::Confined;
@@ -35,9 +35,6 @@ use monitor::Monitor;
 pub const NETLINK_ROUTE: u16 = 0;
 /// NETLINK_GENERIC: families by name.
 pub const NETLINK_GENERIC: u16 = 16;
-
-/// A provider that makes changes: the bit of MODE (proto-spec/control.md).
-const MODE_WRITES: u32 = 2;
 
 /// How many requests of one asker wait for its socket. An asker's link has less credit than this.
 const REQUESTS_MAX: usize = 1_024;
@@ -139,7 +136,7 @@ impl Kernel {
         let failed = |source| KernelError::Socket { protocol, source };
         let monitor = Monitor::open(&self.confined, protocol).await.map_err(failed)?;
         let provider = endpoint
-            .provide(name)
+            .provide_with(name, ProvideOptions::default().raw())
             .await
             .map_err(|source| KernelError::Provide { name: name.to_owned(), source })?;
         let address = provider.address();
@@ -164,7 +161,7 @@ impl Kernel {
         protocol: u16,
     ) -> Result<u32, KernelError> {
         let provider = endpoint
-            .provide_mode(name, MODE_WRITES)
+            .provide_with(name, ProvideOptions::default().raw().write())
             .await
             .map_err(|source| KernelError::Provide { name: name.to_owned(), source })?;
         let address = provider.address();
@@ -242,7 +239,7 @@ impl Service {
     fn refuse(&self, request: Request, number: i32, text: &'static str) {
         self.confined.spawn(async move {
             let header = header_of(&request);
-            let _ = request.responder().send_error(number, &header, text).await;
+            let _ = request.responder().last().send_error(number, &header, text).await;
         });
     }
 }
@@ -252,7 +249,7 @@ async fn answer_error(request: &Request, error: &io::Error) {
     let number = error.raw_os_error().unwrap_or(errno::EIO);
     let header = header_of(request);
     // an asker that is gone needs no answer
-    let _ = request.responder().send_error(number, &header, &error.to_string()).await;
+    let _ = request.responder().last().send_error(number, &header, &error.to_string()).await;
 }
 
 fn header_of(request: &Request) -> Header {

@@ -17,8 +17,13 @@ const _: () = assert!(REMEMBERED_MAX >= PAYLOAD_MAX / HEADER_LEN);
 /// Whose a datagram is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose<R> {
-    /// It answers something; this is where the answer goes.
-    Asked(R),
+    /// It answers something.
+    Asked {
+        /// Where the answer goes.
+        respond: R,
+        /// Whether it completes the answer to its request.
+        last: bool,
+    },
     /// It answers what is forgotten.
     Forgotten,
     /// It was not asked for.
@@ -29,6 +34,8 @@ pub(super) enum Whose<R> {
 #[derive(Debug)]
 struct Asked<R> {
     ours: u32,
+    /// The first number of those that came in the same request.
+    request: u32,
     /// The asker's header.
     theirs: Header,
     /// Where the answer goes.
@@ -73,6 +80,7 @@ impl<R: Clone> Translator<R> {
         if found.is_empty() {
             return Err(Malformed::new(Fault::HeaderCut, 0));
         }
+        let mut request = None;
         for (at, theirs) in found {
             self.last = self.last.checked_add(1).unwrap_or(1);
             let ours = Header { sequence: self.last, pid: self.port_id, ..theirs };
@@ -80,14 +88,18 @@ impl<R: Clone> Translator<R> {
             if self.asked.len() >= REMEMBERED_MAX {
                 self.asked.pop_front();
             }
-            self.asked.push_back(Asked { ours: self.last, theirs, respond: respond.clone() });
+            let (ours, respond) = (self.last, respond.clone());
+            let request = *request.get_or_insert(ours);
+            self.asked.push_back(Asked { ours, request, theirs, respond });
         }
         Ok(())
     }
 
-    /// Gives the messages in a datagram their asker's numbers, in place.
+    /// Gives the messages in a datagram their asker's numbers, in place. That a message of a request is one
+    /// that gets no answer is not known here.
     pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Whose<R> {
-        let mut whose = Whose::Unasked;
+        let mut answered = None;
+        let mut forgotten = false;
         let mut at = 0;
         while let Ok(header) = Header::parse(&datagram[at..]) {
             let length = header.length as usize;
@@ -96,14 +108,20 @@ impl<R: Clone> Translator<R> {
                 break;
             };
             if header.pid == self.port_id {
-                let respond = self.restore(&header, message);
-                if !matches!(whose, Whose::Asked(_)) {
-                    whose = respond.map_or(Whose::Forgotten, Whose::Asked);
-                }
+                let asked = self.restore(&header, message);
+                forgotten |= asked.is_none();
+                answered = answered.or(asked);
             }
             at = (at + align4(length)).min(datagram.len());
         }
-        whose
+        match answered {
+            Some((request, respond)) => {
+                let last = self.asked.iter().all(|asked| asked.request != request);
+                Whose::Asked { respond, last }
+            }
+            None if forgotten => Whose::Forgotten,
+            None => Whose::Unasked,
+        }
     }
 
     /// Forgets everything that was asked, because an answer was lost: who is to be told, and the header
@@ -113,7 +131,7 @@ impl<R: Clone> Translator<R> {
         self.asked.drain(..).map(|asked| (asked.theirs, asked.respond)).collect()
     }
 
-    fn restore(&mut self, header: &Header, message: &mut [u8]) -> Option<R> {
+    fn restore(&mut self, header: &Header, message: &mut [u8]) -> Option<(u32, R)> {
         let at = self.asked.iter().position(|asked| asked.ours == header.sequence)?;
         let asked = &self.asked[at];
         let theirs = asked.theirs;
@@ -121,9 +139,9 @@ impl<R: Clone> Translator<R> {
         if header.kind == nlm::ERROR {
             put_numbers(message, HEADER_LEN + 4, &theirs);
         }
-        let respond = asked.respond.clone();
+        let answered = (asked.request, asked.respond.clone());
         self.note(header, at, theirs.flags & nlm::ACK != 0);
-        Some(respond)
+        Some(answered)
     }
 
     /// Remembers what this part of an answer means for those to come.
@@ -169,6 +187,10 @@ mod tests {
         MessageBuilder::new(kind, flags).sequence(sequence).pid(PORT).body(&[1; 8]).finish()
     }
 
+    fn asked<R>(respond: R, last: bool) -> Whose<R> {
+        Whose::Asked { respond, last }
+    }
+
     #[test]
     fn a_request_gets_the_sockets_numbers_and_its_answer_the_askers() {
         let mut translator = Translator::new(PORT);
@@ -177,7 +199,7 @@ mod tests {
         assert_eq!((header(&sent).sequence, header(&sent).pid), (1, PORT));
 
         let mut reply = answer(16, 0, 1);
-        assert_eq!(translator.incoming(&mut reply), Whose::Asked("asker"));
+        assert_eq!(translator.incoming(&mut reply), asked("asker", true));
         assert_eq!((header(&reply).sequence, header(&reply).pid), (5, 77));
         assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten, "it is answered");
     }
@@ -187,8 +209,8 @@ mod tests {
         let mut translator = Translator::new(PORT);
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"first").unwrap();
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"second").unwrap();
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Whose::Asked("second"));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Asked("first"));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked("second", true));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), asked("first", true));
     }
 
     #[test]
@@ -197,7 +219,7 @@ mod tests {
         let mut sent = request(19, nlm::REQUEST | nlm::ACK, 5);
         translator.outgoing(&mut sent, &()).unwrap();
         let mut error = ErrorMessage::emit(-19, &header(&sent), "no such device");
-        assert_eq!(translator.incoming(&mut error), Whose::Asked(()));
+        assert_eq!(translator.incoming(&mut error), asked((), true));
         let message = Message::parse(&error).unwrap();
         let inner = ErrorMessage::parse(&message).unwrap();
         assert_eq!((message.header.sequence, message.header.pid), (5, 77));
@@ -211,12 +233,29 @@ mod tests {
         translator.outgoing(&mut request(18, nlm::REQUEST | nlm::DUMP, 5), &()).unwrap();
         assert!(!translator.is_dumping());
         let mut parts = [answer(16, nlm::MULTI, 1), answer(16, nlm::MULTI, 1)].concat();
-        assert_eq!(translator.incoming(&mut parts), Whose::Asked(()));
+        assert_eq!(translator.incoming(&mut parts), asked((), false));
         assert!(translator.is_dumping());
         assert!(Messages::new(&parts).all(|part| part.unwrap().header.sequence == 5));
-        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), Whose::Asked(()));
+        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), asked((), true));
         assert!(!translator.is_dumping());
         assert_eq!(translator.incoming(&mut answer(16, nlm::MULTI, 1)), Whose::Forgotten);
+    }
+
+    #[test]
+    fn a_request_of_several_messages_is_answered_when_each_of_them_is() {
+        let mut translator = Translator::new(PORT);
+        let get = nlm::REQUEST;
+        let mut sent =
+            [request(18, get, 5), request(19, get | nlm::ACK, 6), request(18, get, 7)].concat();
+        translator.outgoing(&mut sent, &"batch").unwrap();
+        translator.outgoing(&mut request(18, get, 8), &"other").unwrap();
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), asked("batch", false));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked("batch", false), "no ack yet");
+        assert_eq!(translator.incoming(&mut answer(16, 0, 3)), asked("batch", false));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 4)), asked("other", true));
+        let mut ack =
+            ErrorMessage::emit(0, &Header { sequence: 2, pid: PORT, ..header(&sent) }, "");
+        assert_eq!(translator.incoming(&mut ack), asked("batch", true));
     }
 
     #[test]
@@ -239,7 +278,7 @@ mod tests {
         assert_eq!(translator.give_up().len(), 1);
         translator.outgoing(&mut request(18, nlm::REQUEST, 6), &"second").unwrap();
         assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Whose::Asked("second"));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked("second", true));
     }
 
     #[test]
@@ -266,6 +305,6 @@ mod tests {
         }
         assert_eq!(translator.asked.len(), REMEMBERED_MAX);
         assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Whose::Asked(1));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked(1, true));
     }
 }

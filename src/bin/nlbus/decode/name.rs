@@ -116,6 +116,7 @@ const ENVELOPE_FLAGS: &[(u16, &str)] = &[
     (flag::RESPONSE, "RESPONSE"),
     (flag::EXCEPTION, "EXCEPTION"),
     (flag::ASK, "ASK"),
+    (flag::LAST, "LAST"),
 ];
 
 /// The flags of an inner message; bits from 0x100 up mean what the type makes of them.
