@@ -294,7 +294,7 @@ impl Link {
             Ok(payload) => {
                 let payload = frame.bytes.slice_ref(payload);
                 for subscriber in subscribers {
-                    subscriber.offer(head.src, &payload, &frame);
+                    subscriber.offer(head.src, &payload);
                 }
             }
             Err(malformed) => warn!(%malformed, "a broadcast that makes no sense"),

@@ -1,15 +1,16 @@
 //! SUBSCRIBE: broadcasts, chosen by conditions.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Notify;
 
 use super::error::RequestError;
-use super::link::{Frame, Handle};
+use super::link::Handle;
 use super::request::REQUEST_DEADLINE;
 use super::{Destination, Endpoint};
+use crate::node::lock;
 use crate::wire::{Command, ControlAttribute, Key, Messages, nlm};
 
 /// How many events wait to be taken; further ones are lost and counted.
@@ -149,56 +150,74 @@ impl Drop for Subscription {
 pub(super) struct Subscriber {
     keys: Vec<Key>,
     from: Option<u32>,
-    lost: AtomicU64,
-    sender: std::sync::Mutex<Option<mpsc::Sender<(Event, Frame)>>>,
-    receiver: Mutex<mpsc::Receiver<(Event, Frame)>>,
+    queue: Mutex<Queue>,
+    /// An event or a loss is there, or the link has ended.
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Each with how many were lost before it.
+    events: VecDeque<(u64, Event)>,
+    /// Lost after all of those.
+    lost: u64,
+    ended: bool,
 }
 
 impl Subscriber {
     fn new(keys: Vec<Key>, from: Option<u32>) -> Self {
-        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        Self {
-            keys,
-            from,
-            lost: AtomicU64::new(0),
-            sender: std::sync::Mutex::new(Some(sender)),
-            receiver: Mutex::new(receiver),
-        }
+        Self { keys, from, queue: Mutex::default(), arrived: Notify::new() }
     }
 
-    /// Takes an event if it is wanted; never waits.
-    pub(super) fn offer(&self, from: u32, payload: &Bytes, frame: &Frame) {
+    /// Takes an event if it is wanted; never waits. What waits here does not count against the sender's
+    /// credit: a subscriber that does not read must hold up nobody.
+    pub(super) fn offer(&self, from: u32, payload: &Bytes) {
+        let mut queue = lock(&self.queue);
         if from == 0
             && let Some(lost) = overrun(payload)
         {
-            self.lost.fetch_add(lost, Ordering::AcqRel);
+            queue.lost += lost;
+        } else if !self.wants(from, payload) {
             return;
+        } else if queue.events.len() >= EVENTS_MAX {
+            queue.lost += 1;
+        } else {
+            let lost = std::mem::take(&mut queue.lost);
+            queue.events.push_back((lost, Event::Message { from, payload: payload.clone() }));
         }
-        let wanted = self.from.is_none_or(|wanted| wanted == from)
-            && self.keys.iter().all(|key| key.matches(payload));
-        if !wanted {
-            return;
-        }
-        let sender = crate::node::lock(&self.sender);
-        let event = (Event::Message { from, payload: payload.clone() }, frame.clone());
-        if sender.as_ref().is_some_and(|sender| sender.try_send(event).is_err()) {
-            self.lost.fetch_add(1, Ordering::AcqRel);
-        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    fn wants(&self, from: u32, payload: &[u8]) -> bool {
+        self.from.is_none_or(|wanted| wanted == from)
+            && self.keys.iter().all(|key| key.matches(payload))
     }
 
     pub(super) fn end(&self) {
-        crate::node::lock(&self.sender).take();
+        lock(&self.queue).ended = true;
+        self.arrived.notify_one();
     }
 
     async fn next(&self) -> Option<Event> {
-        let mut receiver = self.receiver.lock().await;
-        if receiver.is_empty() {
-            let lost = self.lost.swap(0, Ordering::AcqRel);
-            if lost > 0 {
-                return Some(Event::Lost(lost));
+        loop {
+            {
+                let mut queue = lock(&self.queue);
+                let lost = match queue.events.front_mut() {
+                    Some((lost, _)) => std::mem::take(lost),
+                    None => std::mem::take(&mut queue.lost),
+                };
+                if lost > 0 {
+                    return Some(Event::Lost(lost));
+                }
+                match queue.events.pop_front() {
+                    Some((_, event)) => return Some(event),
+                    None if queue.ended => return None,
+                    None => {}
+                }
             }
+            self.arrived.notified().await;
         }
-        receiver.recv().await.map(|(event, _)| event)
     }
 }
 

@@ -20,6 +20,8 @@ use crate::broker::LinkId;
 pub(crate) enum Delivered {
     /// A whole frame.
     Frame(Bytes, Credit),
+    /// This many broadcasts were dropped here: there was no room.
+    Overrun(u32),
     /// The asker behind this return address is gone.
     Gone(u32),
 }
@@ -59,12 +61,15 @@ pub(crate) struct Inbox {
 struct State {
     queue: VecDeque<Item>,
     used: HashMap<LinkId, Used>,
+    /// Frames dropped that the receiver has not been told of yet.
+    shed: u32,
     closed: bool,
 }
 
 #[derive(Debug)]
 enum Item {
     Frame(Bytes, LinkId),
+    Overrun(u32),
     Gone(u32),
 }
 
@@ -88,7 +93,7 @@ impl Inbox {
         }
         let mut at = 0;
         let mut pushed = Pushed::Taken;
-        let State { queue, used, .. } = &mut *state;
+        let State { queue, used, shed, .. } = &mut *state;
         let used = used.entry(sender).or_default();
         for length in frame_lengths(run) {
             let Some(frame) = run.get(at..at + length) else { break };
@@ -99,6 +104,9 @@ impl Inbox {
             }
             used.frames += 1;
             used.bytes += length;
+            if *shed > 0 {
+                queue.push_back(Item::Overrun(std::mem::take(shed)));
+            }
             queue.push_back(Item::Frame(Bytes::copy_from_slice(frame), sender));
             at += length;
         }
@@ -107,6 +115,14 @@ impl Inbox {
             self.arrived.notify_one();
         }
         (at, pushed)
+    }
+
+    /// Counts frames that were not taken and are dropped.
+    pub(crate) fn shed(&self, frames: u32) {
+        let mut state = lock(&self.state);
+        state.shed = state.shed.saturating_add(frames);
+        drop(state);
+        self.arrived.notify_one();
     }
 
     /// Says that a return address is gone. At most one for each that there was, so this needs no bound.
@@ -129,7 +145,11 @@ impl Inbox {
                         let credit = Credit { inbox: Arc::clone(self), sender, bytes: frame.len() };
                         return Some(Delivered::Frame(frame, credit));
                     }
+                    Some(Item::Overrun(frames)) => return Some(Delivered::Overrun(frames)),
                     Some(Item::Gone(address)) => return Some(Delivered::Gone(address)),
+                    None if state.shed > 0 => {
+                        return Some(Delivered::Overrun(std::mem::take(&mut state.shed)));
+                    }
                     None if state.closed => return None,
                     None => {}
                 }
@@ -208,6 +228,23 @@ mod tests {
         assert_eq!(inbox.push(&frame(4), two), (32, Pushed::Taken), "100 bytes, at the bound");
         assert_eq!(inbox.push(&frame(40), three), (68, Pushed::Taken));
         assert_eq!(inbox.push(&frame(8), three), (0, Pushed::Full), "one past it");
+    }
+
+    #[tokio::test]
+    async fn what_was_dropped_is_told_before_what_follows_it_and_at_the_end() {
+        let [one, ..] = senders();
+        let inbox = Arc::new(Inbox::new(MAX));
+        inbox.push(&[frame(0), frame(0)].concat(), one);
+        inbox.shed(3);
+        inbox.shed(1);
+        for _ in 0..2 {
+            assert!(matches!(inbox.next().await, Some(Delivered::Frame(..))));
+        }
+        inbox.push(&frame(0), one);
+        inbox.shed(2);
+        assert!(matches!(inbox.next().await, Some(Delivered::Overrun(4))));
+        assert!(matches!(inbox.next().await, Some(Delivered::Frame(..))));
+        assert!(matches!(inbox.next().await, Some(Delivered::Overrun(2))));
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::inbox::{Credit, CreditMax, Delivered, Inbox};
+use super::outbox::overrun;
 use super::route::{Router, Target, link_down};
 use super::{Held, Node, Shared, lock};
 use crate::broker::{LinkId, LinkKind, Rights};
@@ -108,7 +109,7 @@ pub enum LocalItem {
 pub struct LocalFrame {
     /// The whole frame.
     pub bytes: Bytes,
-    _credit: Credit,
+    _credit: Option<Credit>,
     _busy: Arc<Held>,
 }
 
@@ -118,7 +119,12 @@ impl LocalReceiver {
         Some(match self.inbox.next().await? {
             Delivered::Frame(bytes, credit) => LocalItem::Frame(LocalFrame {
                 bytes,
-                _credit: credit,
+                _credit: Some(credit),
+                _busy: Arc::clone(&self.busy),
+            }),
+            Delivered::Overrun(frames) => LocalItem::Frame(LocalFrame {
+                bytes: overrun(frames).into(),
+                _credit: None,
                 _busy: Arc::clone(&self.busy),
             }),
             Delivered::Gone(address) => LocalItem::Gone(address),

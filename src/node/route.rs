@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::timeout;
 
 use super::inbox::Inbox;
-use super::outbox::{Outbox, Pushed};
+use super::outbox::{Outbox, Pushed, count_frames};
 use super::{Shared, lock};
 use crate::broker::{Action, Actions, Delivery, Handled, LinkId, Source};
 
@@ -134,6 +134,7 @@ impl Router {
             }
             if delivery == Delivery::Shed {
                 shared.counters.shed.fetch_add(1, Ordering::Relaxed);
+                inbox.shed(count_frames(bytes));
                 return;
             }
             shared.counters.held.fetch_add(1, Ordering::Relaxed);
