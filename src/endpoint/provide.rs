@@ -11,7 +11,7 @@ use super::link::{Frame, Handle, Link};
 use super::request::REQUEST_DEADLINE;
 use crate::wire::{
     Command, ControlAttribute, Envelope, EnvelopeHead, ErrorMessage, Header, Malformed,
-    PAYLOAD_OFFSET, TooBig, align4, flag,
+    PAYLOAD_OFFSET, TooBig, align4, errno, flag,
 };
 
 /// How many requests wait to be taken; past that their senders are held back.
@@ -128,18 +128,40 @@ impl Publisher {
 
 impl Drop for Provider {
     fn drop(&mut self) {
-        self.handle.0.remove_provider(self.port);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return self.handle.0.remove_provider(self.port);
+        };
+        let requests = std::mem::replace(&mut self.requests, mpsc::channel(1).1);
         let (handle, port, name) = (Arc::clone(&self.handle), self.port, self.name.clone());
-        runtime.spawn(async move {
-            let removed = handle.0.control(port, Command::Remove, REQUEST_DEADLINE, |control| {
-                control.string(ControlAttribute::Host, &name)
-            });
-            if let Err(error) = removed.await {
-                tracing::debug!(%error, name, "cannot withdraw the name");
-            }
-        });
+        runtime.spawn(withdraw(handle, port, name, requests));
     }
+}
+
+/// Withdraws a name, and gives back the requests that came before the broker knew.
+async fn withdraw(
+    handle: Arc<Handle>,
+    port: u32,
+    name: String,
+    mut requests: mpsc::Receiver<Incoming>,
+) {
+    let remove = async {
+        let removed = handle.0.control(port, Command::Remove, REQUEST_DEADLINE, |control| {
+            control.string(ControlAttribute::Host, &name)
+        });
+        if let Err(error) = removed.await {
+            tracing::debug!(%error, name, "cannot withdraw the name");
+        }
+        // nothing comes behind the answer: the queue ends
+        handle.0.remove_provider(port);
+    };
+    let give_back = async {
+        while let Some(incoming) = requests.recv().await {
+            if let Incoming::Request(request) = incoming {
+                request.give_back().await;
+            }
+        }
+    };
+    tokio::join!(remove, give_back);
 }
 
 /// One request. While it lives, it counts against its sender's credit (inside the process).
@@ -184,6 +206,19 @@ impl Request {
         let flags = if self.asks() { flag::RESPONSE } else { 0 };
         let head = EnvelopeHead { flags, dst: self.head.src, src: self.head.dst, ..self.head };
         Responder { link: Arc::clone(&self.link), head }
+    }
+
+    /// Says that nobody is here any more, as the broker would have said.
+    async fn give_back(self) {
+        if !self.asks() {
+            return;
+        }
+        let request = self.payload().and_then(|payload| Header::parse(&payload));
+        let mut responder = self.responder();
+        responder.head.flags |= flag::EXCEPTION;
+        let text = "the provider is gone";
+        // an asker that is gone needs no answer
+        let _ = responder.send_error(errno::ENOENT, &request.unwrap_or_default(), text).await;
     }
 }
 
