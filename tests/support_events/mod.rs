@@ -30,7 +30,9 @@ impl Namespace {
         if made.is_ok_and(|output| output.status.success()) {
             return Some(Self { name });
         }
-        eprintln!("skipped: cannot make a network namespace, which takes root and the command `ip`");
+        eprintln!(
+            "skipped: cannot make a network namespace, which takes root and the command `ip`"
+        );
         None
     }
 
