@@ -22,6 +22,9 @@ use support_node::peer::{Peer, Server, next_request, until, within};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// Payloads of frames, or messages.
+type Parts = Vec<Vec<u8>>;
+
 const LONG: Duration = Duration::from_secs(60);
 
 fn long() -> RequestOptions {
@@ -101,7 +104,7 @@ async fn an_answer_ends_where_netlink_says_that_it_ends() {
     let wants_ack = message(nlm::REQUEST | nlm::ACK, 1, b"");
     let header = Message::parse(&request).unwrap().header;
     // what is asked, what is answered frame by frame, what comes out
-    let cases: [(&[u8], Vec<Vec<u8>>, Vec<Vec<u8>>); 9] = [
+    let cases: [(&[u8], Parts, Parts); 9] = [
         (&request, vec![single.clone()], vec![single.clone()]),
         (&request, vec![[part(1), part(2), done(1, 0)].concat()], vec![part(1), part(2)]),
         (&request, vec![part(1), part(2), done(1, 0)], vec![part(1), part(2)]),
