@@ -4,7 +4,7 @@
 
 mod support_node;
 
-use std::io::{Read, Write};
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,14 +15,15 @@ use nlbus::endpoint::{
 use nlbus::node::{Node, NodeOptions};
 use nlbus::transport::{DialError, DialOptions, ListenOptions, dial};
 use nlbus::url::BusUrl;
-use nlbus::wire::{
-    Command, ControlAttribute, ControlBuilder, EnvelopeHead, Message, MessageBuilder, errno, flag,
-    nlm,
-};
-use support_node::frames::{MESSAGE_TYPE, ack, ask, done, head_of, message, payload_of, push};
+use nlbus::wire::{EnvelopeHead, Message, MessageBuilder, errno, flag, nlm};
+use support_node::fake::fake_server;
+use support_node::frames::{MESSAGE_TYPE, ack, ask, done, message, payload_of, push};
 use support_node::peer::{Peer, Server, next_request, until, within};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// Payloads of frames, or messages.
+type Parts = Vec<Vec<u8>>;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -103,7 +104,7 @@ async fn an_answer_ends_where_netlink_says_that_it_ends() {
     let wants_ack = message(nlm::REQUEST | nlm::ACK, 1, b"");
     let header = Message::parse(&request).unwrap().header;
     // what is asked, what is answered frame by frame, what comes out
-    let cases: [(&[u8], Vec<Vec<u8>>, Vec<Vec<u8>>); 9] = [
+    let cases: [(&[u8], Parts, Parts); 9] = [
         (&request, vec![single.clone()], vec![single.clone()]),
         (&request, vec![[part(1), part(2), done(1, 0)].concat()], vec![part(1), part(2)]),
         (&request, vec![part(1), part(2), done(1, 0)], vec![part(1), part(2)]),
@@ -421,43 +422,6 @@ async fn an_answer_that_is_held_keeps_the_link_up() {
     asked.responder().send(&message(0, 1, b"answer")).await.unwrap();
     assert_eq!(within(replies.collect()).await.unwrap().len(), 1);
     until(|| server.node.counters().links == 1).await;
-}
-
-/// A server that greets, then does with the first request what `then` does.
-fn fake_server(
-    then: impl FnOnce(&mut std::net::TcpStream, EnvelopeHead) + Send + 'static,
-) -> (BusUrl, std::thread::JoinHandle<()>) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
-    let serving = std::thread::spawn(move || {
-        let (mut socket, _) = listener.accept().unwrap();
-        socket.set_read_timeout(Some(LONG)).unwrap();
-        loop {
-            let head = read_head(&mut socket);
-            if head.flags & flag::CONTROL == 0 {
-                return then(&mut socket, head);
-            }
-            let mut answer = Vec::new();
-            let swapped = EnvelopeHead { dst: head.src, src: head.dst, ..head };
-            ControlBuilder::new(&mut answer, swapped, Command::Ack)
-                .u32(ControlAttribute::Version, 1)
-                .unwrap()
-                .u32(ControlAttribute::FrameMax, 65_560)
-                .unwrap()
-                .finish();
-            socket.write_all(&answer).unwrap();
-        }
-    });
-    (url, serving)
-}
-
-fn read_head(socket: &mut std::net::TcpStream) -> EnvelopeHead {
-    let mut length = [0; 4];
-    socket.read_exact(&mut length).unwrap();
-    let mut frame = length.to_vec();
-    frame.resize(u32::from_le_bytes(length) as usize, 0);
-    socket.read_exact(&mut frame[4..]).unwrap();
-    head_of(&frame)
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use crate::wire::Malformed;
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 
 /// How long a peer may take to read its last answers and close when the node shuts down.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Why a link ended.
 enum End {
@@ -66,9 +66,11 @@ pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream) {
     let mut router = Router::default();
     let mut reader = stream.reader;
     let end = tokio::select! {
-        end = read_loop(shared, id, &mut reader, &mut router) => end,
-        () = outbox.closed() => End::Outbox,
+        // a shutdown closes the outbox too: it is to be seen as what it is
+        biased;
         () = shared.stopped(Stop::Drain) => End::Stopping,
+        () = outbox.closed() => End::Outbox,
+        end = read_loop(shared, id, &mut reader, &mut router) => end,
     };
     let stopping = matches!(end, End::Stopping);
     if stopping {
