@@ -83,6 +83,8 @@ pub(super) struct Link {
     pub(super) last_pick: Option<(Pick, Provider)>,
     /// How many names it provides.
     pub(super) provides: u32,
+    /// It provides a name, or has: what it was asked before it withdrew, it may still answer.
+    pub(super) may_answer: bool,
     /// Numbers of subscriptions that were given back.
     pub(super) cids_free: Vec<u32>,
     /// The lowest number given out so far; they count down.
@@ -103,6 +105,7 @@ impl Link {
             ports: HashMap::new(),
             last_port: None,
             provides: 0,
+            may_answer: false,
             cids_free: Vec::new(),
             cid_next: cids,
             last_event: 0,
