@@ -131,6 +131,8 @@ struct Link {
     /// `Some` is a subsystem's address, `None` stands for a return address.
     ports: BTreeMap<u32, Option<u32>>,
     subscriptions: BTreeMap<u32, Filter>,
+    /// Has provided a name.
+    answers: bool,
 }
 
 impl Link {
@@ -239,7 +241,9 @@ impl Model {
                     self.names.push(name);
                 }
                 let address = known(self, name);
-                self.links.get_mut(&from).unwrap().ports.insert(port, address);
+                let link = self.links.get_mut(&from).unwrap();
+                link.ports.insert(port, address);
+                link.answers = true;
                 assert_eq!(said.addr, address);
             }
             Step::Remove(name, port) => {
@@ -306,7 +310,7 @@ impl Model {
 
     fn reply(&mut self, from: Serial, frame: &[u8], got: &[Got]) {
         let head = support_node::frames::head_of(frame);
-        if !self.links[&from].provides() {
+        if !self.links[&from].answers {
             self.counters.forbidden += 1;
             return self.bounced(from, frame, got, errno::EPERM);
         }

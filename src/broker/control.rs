@@ -221,6 +221,7 @@ impl Broker {
             Ok(address) => {
                 link.ports.insert(port, address);
                 link.provides += 1;
+                link.answers = true;
                 Ok(vec![(ControlAttribute::Addr, address)])
             }
             Err(ProvideError::Name) => {

@@ -83,6 +83,8 @@ pub(super) struct Link {
     pub(super) last_pick: Option<(Pick, Provider)>,
     /// How many names it provides.
     pub(super) provides: u32,
+    /// Has provided a name: may answer, also what it took before it withdrew.
+    pub(super) answers: bool,
     /// Numbers of subscriptions that were given back.
     pub(super) cids_free: Vec<u32>,
     /// The lowest number given out so far; they count down.
@@ -103,6 +105,7 @@ impl Link {
             ports: HashMap::new(),
             last_port: None,
             provides: 0,
+            answers: false,
             cids_free: Vec::new(),
             cid_next: cids,
             last_event: 0,

@@ -240,7 +240,7 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
-        if self.links.get(from).is_none_or(|link| link.provides == 0) {
+        if self.links.get(from).is_none_or(|link| !link.answers) {
             self.counters.forbidden += 1;
             let text = "only a provider may send to a return address";
             return self.bounce(from, head, frame, errno::EPERM, text, actions);
