@@ -305,9 +305,9 @@ async fn a_push_over_udp_is_one_datagram_that_holds_one_frame() {
     let url = format!("udp://{}", socket.local_addr().unwrap()).parse().unwrap();
     let pusher = UdpPusher::connect(&url).await.unwrap();
     let mut buffer = vec![0; 70_000];
-    let longest = UDP_DATAGRAM_BYTES_MAX - 28 - 16;
-    // rounded down, because frames are padded to 4
-    for (number, length) in [5, longest & !3].into_iter().enumerate() {
+    let longest = (UDP_DATAGRAM_BYTES_MAX - 28 - 16) & !3;
+    // frames are padded to 4
+    for (number, length) in [5, longest].into_iter().enumerate() {
         pusher.push(0x0001_0003, &body(1, 2, length)).await.unwrap();
         let received = within(socket.recv(&mut buffer)).await.unwrap();
         let frame = &buffer[..received];
