@@ -96,7 +96,7 @@ fn a_malformed_control_message_is_refused_whole_and_says_where() {
         ("u32 of three bytes", port, &[7, 0], 40),
         ("key of eight bytes", key, &[12, 0], 24),
         ("unknown", port + 2, &[7, 0], 36),
-        ("unknown", port + 2, &[68, 0], 36),
+        ("unknown", port + 2, &[120, 0], 36),
         ("nested", port + 3, &[0x80], 36),
         ("byte order", port + 3, &[0x40], 36),
     ] {

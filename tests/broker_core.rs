@@ -3,7 +3,7 @@
 mod support_node;
 
 use nlbus::broker::{
-    Access, Action, Broker, Delivery, EVERYBODY, Limits, LinkKind, RETURN_BASE, Rights,
+    Access, Action, Broker, Delivery, EVERYBODY, Limits, LinkId, LinkKind, RETURN_BASE, Rights,
     SUBSYSTEM_BASE, Source,
 };
 use nlbus::wire::{
@@ -14,7 +14,7 @@ use support_node::bus::{Bus, REMOTE, SERVICE, STRANGER};
 use support_node::frames::{ask, control, data, exception, head_of, message, push};
 
 /// A bus with a provider of `route` on port 7 of a local link, and its address.
-fn served() -> (Bus, nlbus::broker::LinkId, u32) {
+fn served() -> (Bus, LinkId, u32) {
     let mut bus = Bus::default();
     let service = bus.up(SERVICE);
     let address = bus.provide(service, "route", 7);
@@ -240,8 +240,8 @@ fn several_providers_of_a_name_share_its_requests() {
     assert_eq!(bus.provide(third, "route", 30), address);
     let asker = bus.up(STRANGER);
     let mut counts = std::collections::HashMap::new();
-    for _ in 0..30 {
-        let got = bus.send_one(asker, &ask(address, 0, 1, b""));
+    for number in 1..=30 {
+        let got = bus.send_one(asker, &ask(address, 0, number, b""));
         *counts.entry((got.to, got.head().dst)).or_insert(0) += 1;
     }
     let even = [((first, 7), 10), ((second, 20), 10), ((third, 30), 10)];
@@ -249,9 +249,26 @@ fn several_providers_of_a_name_share_its_requests() {
 
     bus.down(second);
     bus.remove(third, "route", 30);
-    for _ in 0..5 {
-        assert_eq!(bus.send_one(asker, &ask(address, 0, 1, b"")).to, first);
+    for number in 1..=5 {
+        assert_eq!(bus.send_one(asker, &ask(address, 0, number, b"")).to, first);
     }
+}
+
+#[test]
+fn the_parts_of_one_message_go_to_one_provider() {
+    let (mut bus, _, address) = served();
+    let second = bus.up(SERVICE);
+    bus.provide(second, "route", 20);
+    let asker = bus.up(STRANGER);
+    for number in 1..=6 {
+        let parts: Vec<LinkId> =
+            (0..4).map(|_| bus.send_one(asker, &ask(address, 0, number, b"")).to).collect();
+        assert!(parts.iter().all(|to| *to == parts[0]), "{parts:?}");
+    }
+    // one who gives no numbers sends no parts
+    let targets: std::collections::HashSet<LinkId> =
+        (0..2).map(|_| bus.send_one(asker, &ask(address, 0, 0, b"")).to).collect();
+    assert_eq!(targets.len(), 2);
 }
 
 #[test]
@@ -260,11 +277,11 @@ fn one_link_may_provide_a_name_on_two_ports() {
     bus.provide(service, "route", 8);
     let asker = bus.up(STRANGER);
     let mut ports: Vec<u32> =
-        (0..4).map(|_| bus.send_one(asker, &ask(address, 0, 1, b"")).head().dst).collect();
+        (1..=4).map(|n| bus.send_one(asker, &ask(address, 0, n, b"")).head().dst).collect();
     ports.sort_unstable();
     assert_eq!(ports, [7, 7, 8, 8]);
     bus.remove(service, "route", 7);
-    assert_eq!(bus.send_one(asker, &ask(address, 0, 1, b"")).head().dst, 8);
+    assert_eq!(bus.send_one(asker, &ask(address, 0, 4, b"")).head().dst, 8);
 }
 
 #[test]
@@ -602,6 +619,6 @@ fn a_broker_without_links_is_empty() {
     assert_eq!(broker.subsystems().count(), 0);
 }
 
-fn unsubscribe(bus: &mut Bus, link: nlbus::broker::LinkId, cid: u32) -> support_node::frames::Said {
+fn unsubscribe(bus: &mut Bus, link: LinkId, cid: u32) -> support_node::frames::Said {
     bus.control(link, Command::Unsubscribe, |control| control.u32(ControlAttribute::Cid, cid))
 }

@@ -177,8 +177,7 @@ async fn a_client_that_reads_slowly_finds_no_half_of_a_frame() {
     options.outbox_bytes_max = 256 << 10;
     options.reply_hold_max = PATIENCE;
     let served = serve_with(&netns, options, |_| ()).await;
-    let socket = UnixStream::connect(served.unix.to_string().trim_start_matches("unix://"));
-    let socket = socket.unwrap();
+    let socket = served.unix_stream();
     let mut client = Original::over_unix(socket.try_clone().unwrap());
     for number in 1..=DUMPS as u32 {
         client.send(&frame(number, &dump(GETADDR, number, 0)));

@@ -160,6 +160,7 @@ fn envelope_constants() -> BTreeMap<String, u64> {
         ("nla-header-len", wire::NLA_HEADER_LEN as u64),
         ("payload-offset", wire::PAYLOAD_OFFSET as u64),
         ("payload-max", wire::PAYLOAD_MAX as u64),
+        ("group-bytes-max", wire::GROUP_BYTES_MAX as u64),
         ("frame-min", wire::FRAME_MIN as u64),
         ("frame-max", wire::FRAME_MAX as u64),
         ("legacy-frame-max", wire::LEGACY_FRAME_MAX as u64),
@@ -290,11 +291,13 @@ fn the_frame_is_one_operation_with_the_transport_type_and_its_payload_is_cdata()
     let [transport] = spec.operations.list.as_slice() else { panic!("one operation") };
     assert_eq!((transport.name.as_str(), transport.value), ("transport", 15));
     assert_eq!(u64::from(wire::TRANSPORT_TYPE), transport.value);
-    let [cdata] = spec.set(&transport.attribute_set).attributes.as_slice() else {
-        panic!("one attribute")
+    let [cdata, group] = spec.set(&transport.attribute_set).attributes.as_slice() else {
+        panic!("two attributes")
     };
     assert_eq!((cdata.name.as_str(), cdata.r#type.as_str()), ("cdata", "binary"));
     assert_eq!(cdata.value, u64::from(wire::CDATA));
+    assert_eq!((group.name.as_str(), group.r#type.as_str()), ("group", "string"));
+    assert_eq!(group.value, u64::from(wire::GROUP));
 }
 
 #[test]
@@ -440,7 +443,7 @@ fn every_public_constant_of_the_wire_layer_is_in_one_of_the_tables() {
         .map(|n| n.to_uppercase().replace('-', "_"))
         .collect();
     // Operation and attribute of the envelope, and the lists that other tests compare whole.
-    listed.extend(["TRANSPORT_TYPE", "CDATA", "ALL", "TABLE"].map(str::to_owned));
+    listed.extend(["TRANSPORT_TYPE", "CDATA", "GROUP", "ALL", "TABLE"].map(str::to_owned));
     let sources = [
         include_str!("../src/wire/attribute.rs"),
         include_str!("../src/wire/control.rs"),

@@ -6,8 +6,8 @@ use super::subscriptions::Subscription;
 use super::subsystems::{ProvideError, Provider};
 use super::{Broker, RETURN_BASE};
 use crate::wire::{
-    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, LEGACY_FRAME_MAX,
-    TooBig, errno, flag,
+    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, GROUP_BYTES_MAX,
+    LEGACY_FRAME_MAX, TooBig, errno, flag,
 };
 
 /// The version of the protocol that this broker speaks.
@@ -144,6 +144,12 @@ impl Broker {
                 None => return refuse(errno::ENOENT, format!("no subsystem \"{name}\"")),
             },
         };
+        let group_max = self.limits.name_bytes_max.min(GROUP_BYTES_MAX);
+        if control.group.is_some_and(|group| group.is_empty() || group.len() > group_max) {
+            let text = format!("the name of a group has 1 to {group_max} bytes");
+            return refuse(errno::EINVAL, text);
+        }
+        let group = control.group.map(Box::from);
         let Some(cid) = self.links.get_mut(from).and_then(|link| {
             link.cids_free.pop().or_else(|| {
                 link.cid_next = link.cid_next.checked_sub(1)?;
@@ -156,7 +162,8 @@ impl Broker {
         if self.subscriptions.len() == 0 {
             actions.list.push(Action::EventsChanged);
         }
-        self.subscriptions.insert(Subscription { link: from, cid, from: from_subsystem, keys });
+        let subscription = Subscription { link: from, cid, from: from_subsystem, group, keys };
+        self.subscriptions.insert(subscription);
         Ok(vec![(ControlAttribute::Cid, cid)])
     }
 

@@ -34,7 +34,7 @@ use subscriptions::Subscriptions;
 use subsystems::{Provider, Subsystems, Wanted};
 
 use crate::wire::{
-    Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
+    Broadcast, Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
     TRANSPORT_TYPE, errno, flag,
 };
 
@@ -199,8 +199,12 @@ impl Broker {
         }
         match self.subsystems.next_provider(head.dst, Wanted::Pulling) {
             Some(provider) if self.may_read(from, head.dst) => {
-                let addresses = (provider.port, 0);
-                self.pass(from, provider.link, at, head, addresses, frame, Delivery::Shed, actions);
+                if !self.fits(provider.link, frame) {
+                    self.counters.too_long += 1;
+                    return;
+                }
+                EnvelopeHead::rewrite(frame, provider.port, 0);
+                actions.send(provider.link, Source::Input, at..at + frame.len(), Delivery::Shed);
             }
             _ => self.broadcast(from, at, head, frame, actions),
         }
@@ -219,15 +223,18 @@ impl Broker {
         let Some(provider) = self.pick(from, &head) else {
             return self.unreached(from, at, head, frame, actions);
         };
+        let (to, port) = (provider.link, provider.port);
+        if !self.fits(to, frame) {
+            return self.too_long(from, to, head, frame, actions);
+        }
         let Some(src) = self.address_of(from, head.src) else {
             self.counters.over_limit += 1;
             let text = "no return address left for this port";
             return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
-        let (to, port) = (provider.link, provider.port);
-        if self.pass(from, to, at, head, (port, src), frame, Delivery::Hold, actions) {
-            self.counters.requests += 1;
-        }
+        EnvelopeHead::rewrite(frame, port, src);
+        actions.send(to, Source::Input, at..at + frame.len(), Delivery::Hold);
+        self.counters.requests += 1;
     }
 
     /// A frame for a return address: only providers answer.
@@ -249,13 +256,17 @@ impl Broker {
             self.counters.stale += 1;
             return self.bounce(from, head, frame, errno::ENOENT, "the asker is gone", actions);
         };
+        if !self.fits(to, frame) {
+            return self.too_long(from, to, head, frame, actions);
+        }
         let Some(src) = self.address_of(from, head.src) else {
             self.counters.over_limit += 1;
-            return;
+            let text = "no return address left for this port";
+            return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
-        if self.pass(from, to, at, head, (port, src), frame, Delivery::Reply, actions) {
-            self.counters.replies += 1;
-        }
+        EnvelopeHead::rewrite(frame, port, src);
+        actions.send(to, Source::Input, at..at + frame.len(), Delivery::Reply);
+        self.counters.replies += 1;
     }
 
     /// The provider that takes a frame; `None` if there is none, or none that this link may reach.
@@ -265,6 +276,7 @@ impl Broker {
         let pick = (head.dst, head.src, head.sequence);
         if let Some((last, provider)) = &link.last_pick
             && *last == pick
+            && head.sequence != 0
             && self.subsystems.provides(head.dst, provider)
         {
             return Some(*provider);
@@ -310,30 +322,24 @@ impl Broker {
         self.bounce(from, head, frame, errno::ENOENT, &text, actions);
     }
 
-    /// Sends `frame` on with new addresses, if the target takes its length; whether it did.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "the parts of one step, used twice")]
-    fn pass(
+    fn fits(&self, to: LinkId, frame: &[u8]) -> bool {
+        self.links.get(to).is_some_and(|link| frame.len() <= link.frame_max)
+    }
+
+    #[cold]
+    fn too_long(
         &mut self,
         from: LinkId,
         to: LinkId,
-        at: usize,
         head: EnvelopeHead,
-        (dst, src): (u32, u32),
-        frame: &mut [u8],
-        delivery: Delivery,
+        frame: &[u8],
         actions: &mut Actions,
-    ) -> bool {
+    ) {
+        self.counters.too_long += 1;
         let frame_max = self.links.get(to).map_or(0, |link| link.frame_max);
-        if frame.len() > frame_max {
-            self.counters.too_long += 1;
-            let text = format!("the other end takes frames of at most {frame_max} bytes");
-            self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
-            return false;
-        }
-        EnvelopeHead::rewrite(frame, dst, src);
-        actions.send(to, Source::Input, at..at + frame.len(), delivery);
-        true
+        let text = format!("the other end takes frames of at most {frame_max} bytes");
+        self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
     }
 
     /// A frame for whoever subscribed. Its header is wiped: of the sender only the subsystem stays, and
@@ -351,14 +357,14 @@ impl Broker {
         let src = provided.filter(|address| *address < RETURN_BASE).unwrap_or(0);
         EnvelopeHead { src, ..EnvelopeHead::default() }.write_over(frame);
         let frame: &[u8] = frame;
-        let Ok(payload) = Envelope::parse(frame).and_then(|envelope| envelope.payload()) else {
+        let Ok(broadcast) = Envelope::parse(frame).and_then(|envelope| envelope.broadcast()) else {
             self.counters.dropped += 1;
             return;
         };
         self.event += 1;
         let mut wanted = false;
         let mut wiped = None;
-        for to in self.subscriptions.matching(src, payload) {
+        for to in self.subscriptions.matching(src, &broadcast) {
             wanted = true;
             let Some(link) = self.links.get_mut(to) else { continue };
             if link.last_event == self.event {
@@ -370,10 +376,12 @@ impl Broker {
             }
             if frame.len() > link.frame_max {
                 self.counters.too_long += 1;
-            } else if link.greeted || src == 0 {
+            } else if link.greeted || (src == 0 && broadcast.group.is_none()) {
                 actions.send(to, Source::Input, at..at + frame.len(), Delivery::Shed);
             } else {
-                let range = wiped.get_or_insert_with(|| wipe(frame, &mut actions.scratch)).clone();
+                let range =
+                    wiped.get_or_insert_with(|| wipe(frame, &broadcast, &mut actions.scratch));
+                let range = range.clone();
                 actions.send(to, Source::Scratch, range, Delivery::Shed);
             }
         }
@@ -446,10 +454,14 @@ fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool 
     }
 }
 
-/// Appends a copy of `frame` whose header says nothing at all.
-fn wipe(frame: &[u8], scratch: &mut Vec<u8>) -> std::ops::Range<usize> {
+/// Appends a copy of `frame` whose header says nothing at all, and which has no group.
+fn wipe(frame: &[u8], broadcast: &Broadcast<'_>, scratch: &mut Vec<u8>) -> std::ops::Range<usize> {
     let start = scratch.len();
-    scratch.extend_from_slice(frame);
-    EnvelopeHead::default().write_over(&mut scratch[start..]);
+    let nobody = EnvelopeHead::default();
+    // a payload that came in one frame fits one
+    if broadcast.group.is_none() || nobody.emit(broadcast.payload, scratch).is_err() {
+        scratch.extend_from_slice(frame);
+        nobody.write_over(&mut scratch[start..]);
+    }
     start..scratch.len()
 }

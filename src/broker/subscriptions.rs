@@ -1,7 +1,7 @@
 //! Subscriptions: which broadcasts a link wants.
 
 use super::link::LinkId;
-use crate::wire::{Header, Key, nlm};
+use crate::wire::{Broadcast, Header, Key, nlm};
 
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -9,14 +9,18 @@ pub(super) struct Subscription {
     pub(super) cid: u32,
     /// Only broadcasts of this subsystem.
     pub(super) from: Option<u32>,
+    /// Only broadcasts for this group.
+    pub(super) group: Option<Box<str>>,
     /// All must match.
     pub(super) keys: Box<[Key]>,
 }
 
 impl Subscription {
     /// An overrun of the subsystem itself concerns every subscription to it, whatever its keys.
-    fn wants(&self, from: u32, message: &[u8]) -> bool {
+    fn wants(&self, from: u32, broadcast: &Broadcast<'_>) -> bool {
+        let message = broadcast.payload;
         self.from.is_none_or(|wanted| wanted == from)
+            && self.group.as_ref().is_none_or(|group| broadcast.group == Some(group.as_bytes()))
             && (is_overrun(message) || self.keys.iter().all(|key| key.matches(message)))
     }
 }
@@ -50,12 +54,16 @@ impl Subscriptions {
         self.list.retain(|subscription| subscription.link != link);
     }
 
-    /// The links that want `message`, which comes from the subsystem `from`. A link is named once for
+    /// The links that want `broadcast`, which comes from the subsystem `from`. A link is named once for
     /// each of its subscriptions that match.
-    pub(super) fn matching(&self, from: u32, message: &[u8]) -> impl Iterator<Item = LinkId> {
+    pub(super) fn matching(
+        &self,
+        from: u32,
+        broadcast: &Broadcast<'_>,
+    ) -> impl Iterator<Item = LinkId> {
         self.list
             .iter()
-            .filter(move |subscription| subscription.wants(from, message))
+            .filter(move |subscription| subscription.wants(from, broadcast))
             .map(|subscription| subscription.link)
     }
 }

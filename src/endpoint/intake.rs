@@ -96,7 +96,6 @@ impl Intake {
     }
 
     /// Makes a request of a frame; `None` if it is a part of one that further parts belong to.
-    #[expect(clippy::result_large_err, reason = "a refused request is still a request")]
     fn admit(
         &self,
         link: &Arc<Link>,

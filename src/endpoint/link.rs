@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::answer::nobody;
 use super::error::RequestError;
 use super::intake::Intake;
-use super::subscribe::Subscriber;
+use super::subscribe::{Offer, Subscriber};
 use crate::node::{FrameReader, FrameWriter, LocalFrame, LocalItem, LocalLink, LocalReceiver};
 use crate::node::{ReadError, lock};
 use crate::wire::{
@@ -337,11 +337,13 @@ impl Link {
 
     fn dispatch_event(&self, head: &EnvelopeHead, frame: Frame) {
         let subscribers = lock(&self.state).subscribers.clone();
-        match Envelope::parse(&frame.bytes).and_then(|envelope| envelope.payload()) {
-            Ok(payload) => {
-                let payload = frame.bytes.slice_ref(payload);
+        match Envelope::parse(&frame.bytes).and_then(|envelope| envelope.broadcast()) {
+            Ok(broadcast) => {
+                let payload = frame.bytes.slice_ref(broadcast.payload);
+                let alone = frame.held.is_some();
+                let offer = Offer { from: head.src, group: broadcast.group, payload, alone };
                 for subscriber in subscribers {
-                    subscriber.offer(head.src, &payload, &frame);
+                    subscriber.offer(&offer);
                 }
             }
             Err(malformed) => warn!(%malformed, "a broadcast that makes no sense"),

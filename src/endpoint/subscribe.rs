@@ -1,60 +1,44 @@
 //! SUBSCRIBE: broadcasts, chosen by conditions.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Notify;
 
+use super::Endpoint;
 use super::error::RequestError;
-use super::link::{Frame, Handle};
+use super::filter::Filter;
+use super::link::Handle;
 use super::request::REQUEST_DEADLINE;
-use super::{Destination, Endpoint};
-use crate::wire::{Command, ControlAttribute, Key, Messages, nlm};
+use crate::node::lock;
+use crate::wire::{Command, ControlAttribute, Key, Messages, TooBig, nlm};
 
 /// How many events wait to be taken; further ones are lost and counted.
-const EVENTS_MAX: usize = 4_096;
+pub const EVENTS_MAX: usize = 4_096;
 
-/// Which broadcasts a subscription is for: all, unless narrowed down.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    keys: Vec<Key>,
-    from: Option<Destination>,
-}
+/// How many bytes of events wait to be taken, passed by at most one event.
+pub const EVENTS_BYTES_MAX: usize = 8 << 20;
 
-impl Filter {
-    /// Everything that is broadcast.
-    pub fn all() -> Self {
-        Self::default()
-    }
+/// Below this length an event is copied: a small piece would keep its whole read buffer alive.
+const COPIED_BYTES_MAX: usize = 1_024;
 
-    /// Adds a condition on the payload; all must match. A broker takes at most 16.
-    #[must_use]
-    pub fn key(mut self, key: Key) -> Self {
-        self.keys.push(key);
-        self
-    }
-
-    /// Only what this subsystem broadcasts.
-    #[must_use]
-    pub fn from(mut self, subsystem: impl Into<Destination>) -> Self {
-        self.from = Some(subsystem.into());
-        self
-    }
-}
-
-/// Something that was broadcast.
-#[derive(Clone)]
+/// Something that was broadcast, or that was not heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A payload.
     Message {
         /// The address of the subsystem that it came from; 0 if it came from none.
         from: u32,
+        /// The group that it was published to.
+        group: Option<String>,
         /// What was broadcast, as it was: one or more messages.
         payload: Bytes,
     },
-    /// At least this many frames before the next event were lost, here, at the broker or in the kernel:
-    /// the subscriber was too slow. A table that is kept up to date from events is to be read anew.
+    /// Between the event before and the one after this, so many were lost, here, at the broker or in the
+    /// kernel: the subscriber was too slow. What the broker lost is counted for the link, whichever of its
+    /// subscriptions would have had it; the kernel does not count, and 1 stands for any number. A table
+    /// that is kept up to date from events is to be read anew.
     Lost(u64),
 }
 
@@ -62,47 +46,77 @@ pub enum Event {
 pub struct Subscription {
     handle: Arc<Handle>,
     subscriber: Arc<Subscriber>,
-    cid: u32,
+    cids: Vec<u32>,
     port: u32,
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").field("cids", &self.cids).finish_non_exhaustive()
+    }
 }
 
 impl Endpoint {
     /// Subscribes to broadcasts. What is broadcast after this returns is received.
     ///
+    /// At most [`EVENTS_MAX`] events and [`EVENTS_BYTES_MAX`] bytes wait to be taken.
+    ///
     /// # Errors
     /// As [`request`](Self::request); [`RequestError::Refused`] if the broker does not let this link
     /// subscribe.
     ///
-    /// Not cancel-safe: dropped half-way, the subscription may stay until the link ends, and its events
+    /// Not cancel-safe: dropped half-way, a subscription may stay until the link ends, and its events
     /// are dropped on arrival.
     pub async fn subscribe(&self, filter: Filter) -> Result<Subscription, RequestError> {
-        let link = &self.handle.0;
-        let from = match filter.from {
-            Some(from) => Some(self.resolve(from, Some(REQUEST_DEADLINE)).await?),
-            None => None,
+        self.subscribe_any([filter]).await
+    }
+
+    /// Subscribes to what meets at least one of `filters`. The events come in the order in which the
+    /// broker saw them, each once.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe). Not cancel-safe likewise.
+    pub async fn subscribe_any(
+        &self,
+        filters: impl IntoIterator<Item = Filter>,
+    ) -> Result<Subscription, RequestError> {
+        let mut choices = Vec::new();
+        for Filter { keys, from, group } in filters {
+            let from = match from {
+                Some(from) => Some(self.resolve(from, Some(REQUEST_DEADLINE)).await?),
+                None => None,
+            };
+            choices.push(Choice { keys, from, group });
+        }
+        let subscriber = Arc::new(Subscriber::new(choices));
+        self.handle.0.add_subscriber(Arc::clone(&subscriber));
+        // from here on dropping it undoes what was done
+        let mut subscription = Subscription {
+            handle: Arc::clone(&self.handle),
+            subscriber: Arc::clone(&subscriber),
+            cids: Vec::new(),
+            port: self.port,
         };
-        let subscriber = Arc::new(Subscriber::new(filter.keys.clone(), from));
-        link.add_subscriber(Arc::clone(&subscriber));
-        let answer = link
-            .control(self.port, Command::Subscribe, REQUEST_DEADLINE, |mut control| {
-                if let Some(from) = from {
+        for choice in &subscriber.choices {
+            subscription.cids.push(self.subscribe_to(choice).await?);
+        }
+        Ok(subscription)
+    }
+
+    /// The number of the subscription at the broker.
+    async fn subscribe_to(&self, choice: &Choice) -> Result<u32, RequestError> {
+        let link = &self.handle.0;
+        let subscribe =
+            link.control(self.port, Command::Subscribe, REQUEST_DEADLINE, |mut control| {
+                if let Some(from) = choice.from {
                     control = control.u32(ControlAttribute::Addr, from)?;
                 }
-                filter.keys.iter().try_fold(control, |control, key| control.key(*key))
-            })
-            .await;
-        match answer.map(|answer| answer.cid) {
-            Ok(Some(cid)) => Ok(Subscription {
-                handle: Arc::clone(&self.handle),
-                subscriber,
-                cid,
-                port: self.port,
-            }),
-            other => {
-                link.remove_subscriber(&subscriber);
-                Err(other.err().unwrap_or_else(|| link.lost()))
-            }
-        }
+                if let Some(group) = &choice.group {
+                    control = control.string(ControlAttribute::Group, group)?;
+                }
+                choice.keys.iter().try_fold(control, |control, key| control.key(*key))
+            });
+        subscribe.await?.cid.ok_or_else(|| link.lost())
     }
 
     /// Broadcasts `message` to everybody who subscribed. Nobody answers; nobody may be there.
@@ -117,6 +131,40 @@ impl Endpoint {
         link.head(0, 0, 0, self.port).emit(message, &mut frame)?;
         link.send(&mut frame).await
     }
+
+    /// As [`publish`](Self::publish), to who subscribed to the group `group`
+    /// ([`Filter::group_name`]), or to everything.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish); [`RequestError::TooBig`] also if the name is longer than 255 bytes.
+    /// Cancel-safe likewise.
+    pub async fn publish_to_group(&self, group: &str, message: &[u8]) -> Result<(), RequestError> {
+        let link = &self.handle.0;
+        let mut frame = Vec::new();
+        link.head(0, 0, 0, self.port).emit_to_group(group, message, &mut frame)?;
+        link.send(&mut frame).await
+    }
+
+    /// Broadcasts several messages, each a frame of its own, in one go: fewer system calls than as many
+    /// calls of [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish); nothing is sent then.
+    ///
+    /// Cancel-safe over a socket: all of them are sent or none.
+    pub async fn publish_all<'m>(
+        &self,
+        messages: impl IntoIterator<Item = &'m [u8]>,
+    ) -> Result<(), RequestError> {
+        let link = &self.handle.0;
+        let head = link.head(0, 0, 0, self.port);
+        let mut run = Vec::new();
+        messages
+            .into_iter()
+            .try_for_each(|message| head.emit(message, &mut run))
+            .map_err(|too_big: TooBig| RequestError::from(too_big))?;
+        link.send(&mut run).await
+    }
 }
 
 impl Subscription {
@@ -124,87 +172,241 @@ impl Subscription {
     pub async fn next(&mut self) -> Option<Event> {
         self.subscriber.next().await
     }
+
+    /// The next event if there is one already. `None` does not mean that none will come.
+    pub fn try_next(&mut self) -> Option<Event> {
+        lock(&self.subscriber.queue).pop()
+    }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         let handle = Arc::clone(&self.handle);
         handle.0.remove_subscriber(&self.subscriber);
-        let (cid, port) = (self.cid, self.port);
+        let (cids, port) = (std::mem::take(&mut self.cids), self.port);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let unsubscribed =
-                handle.0.control(port, Command::Unsubscribe, REQUEST_DEADLINE, |c| {
-                    c.u32(ControlAttribute::Cid, cid)
-                });
-            if let Err(error) = unsubscribed.await {
-                tracing::debug!(%error, cid, "cannot unsubscribe");
+            for cid in cids {
+                let unsubscribed =
+                    handle.0.control(port, Command::Unsubscribe, REQUEST_DEADLINE, |c| {
+                        c.u32(ControlAttribute::Cid, cid)
+                    });
+                if let Err(error) = unsubscribed.await {
+                    tracing::debug!(%error, cid, "cannot unsubscribe");
+                }
             }
         });
+    }
+}
+
+/// What a frame for subscribers holds.
+pub(super) struct Offer<'f> {
+    pub(super) from: u32,
+    pub(super) group: Option<&'f [u8]>,
+    pub(super) payload: Bytes,
+    /// The payload shares its memory with nothing but its own frame.
+    pub(super) alone: bool,
+}
+
+/// A [`Filter`] whose names are resolved.
+struct Choice {
+    keys: Vec<Key>,
+    from: Option<u32>,
+    group: Option<String>,
+}
+
+impl Choice {
+    /// As the broker decides it.
+    fn wants(&self, offer: &Offer<'_>, overrun: bool) -> bool {
+        self.from.is_none_or(|wanted| wanted == offer.from)
+            && self.group.as_ref().is_none_or(|group| offer.group == Some(group.as_bytes()))
+            && (overrun || self.keys.iter().all(|key| key.matches(&offer.payload)))
     }
 }
 
 /// The link's side of a subscription. Several on one link share what the broker sends once, so each
 /// looks for itself at what it gets.
 pub(super) struct Subscriber {
-    keys: Vec<Key>,
-    from: Option<u32>,
-    lost: AtomicU64,
-    sender: std::sync::Mutex<Option<mpsc::Sender<(Event, Frame)>>>,
-    receiver: Mutex<mpsc::Receiver<(Event, Frame)>>,
+    choices: Vec<Choice>,
+    queue: Mutex<Queue>,
+    /// Something came, or the link has ended. One waits.
+    arrived: Notify,
 }
 
 impl Subscriber {
-    fn new(keys: Vec<Key>, from: Option<u32>) -> Self {
-        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        Self {
-            keys,
-            from,
-            lost: AtomicU64::new(0),
-            sender: std::sync::Mutex::new(Some(sender)),
-            receiver: Mutex::new(receiver),
-        }
+    fn new(choices: Vec<Choice>) -> Self {
+        Self { choices, queue: Mutex::default(), arrived: Notify::new() }
     }
 
     /// Takes an event if it is wanted; never waits.
-    pub(super) fn offer(&self, from: u32, payload: &Bytes, frame: &Frame) {
-        if from == 0
-            && let Some(lost) = overrun(payload)
-        {
-            self.lost.fetch_add(lost, Ordering::AcqRel);
+    pub(super) fn offer(&self, offer: &Offer<'_>) {
+        let lost = overrun(&offer.payload);
+        // from nobody: the broker itself has lost what was for this link
+        let told = lost.is_some() && offer.from == 0 && offer.group.is_none();
+        if !told && !self.choices.iter().any(|choice| choice.wants(offer, lost.is_some())) {
             return;
         }
-        let wanted = self.from.is_none_or(|wanted| wanted == from)
-            && self.keys.iter().all(|key| key.matches(payload));
-        if !wanted {
-            return;
+        match lost {
+            Some(lost) => lock(&self.queue).lose(lost),
+            None => lock(&self.queue).push(offer),
         }
-        let sender = crate::node::lock(&self.sender);
-        let event = (Event::Message { from, payload: payload.clone() }, frame.clone());
-        if sender.as_ref().is_some_and(|sender| sender.try_send(event).is_err()) {
-            self.lost.fetch_add(1, Ordering::AcqRel);
-        }
+        self.arrived.notify_one();
     }
 
     pub(super) fn end(&self) {
-        crate::node::lock(&self.sender).take();
+        lock(&self.queue).ended = true;
+        self.arrived.notify_one();
     }
 
     async fn next(&self) -> Option<Event> {
-        let mut receiver = self.receiver.lock().await;
-        if receiver.is_empty() {
-            let lost = self.lost.swap(0, Ordering::AcqRel);
-            if lost > 0 {
-                return Some(Event::Lost(lost));
+        loop {
+            {
+                let mut queue = lock(&self.queue);
+                let event = queue.pop();
+                if event.is_some() || queue.ended {
+                    return event;
+                }
             }
+            self.arrived.notified().await;
         }
-        receiver.recv().await.map(|(event, _)| event)
+    }
+}
+
+/// Invariant: no two `Lost` stand next to each other, so there are at most one more of them than of
+/// messages, which are bounded.
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    messages: usize,
+    bytes: usize,
+    ended: bool,
+}
+
+impl Queue {
+    fn push(&mut self, offer: &Offer<'_>) {
+        if self.messages >= EVENTS_MAX || self.bytes >= EVENTS_BYTES_MAX {
+            return self.lose(1);
+        }
+        let payload = match offer.payload.len() {
+            ..COPIED_BYTES_MAX if !offer.alone => Bytes::copy_from_slice(&offer.payload),
+            _ => offer.payload.clone(),
+        };
+        self.messages += 1;
+        self.bytes += payload.len();
+        let group = offer.group.map(|group| String::from_utf8_lossy(group).into_owned());
+        self.events.push_back(Event::Message { from: offer.from, group, payload });
+    }
+
+    fn lose(&mut self, count: u64) {
+        match self.events.back_mut() {
+            Some(Event::Lost(lost)) => *lost = lost.saturating_add(count),
+            _ => self.events.push_back(Event::Lost(count)),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        if let Event::Message { payload, .. } = &event {
+            self.messages -= 1;
+            self.bytes -= payload.len();
+        }
+        Some(event)
     }
 }
 
 /// The count in the message that says that events were lost; at least 1, as a kernel does not say.
 fn overrun(payload: &[u8]) -> Option<u64> {
     let message = Messages::new(payload).next()?.ok()?;
-    let count = message.body().first_chunk::<4>().map(|count| u32::from_le_bytes(*count))?;
-    (message.header.kind == nlm::OVERRUN).then_some(u64::from(count.max(1)))
+    if message.header.kind != nlm::OVERRUN {
+        return None;
+    }
+    let count = message.body().first_chunk::<4>().map_or(0, |count| u32::from_le_bytes(*count));
+    Some(u64::from(count.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::wire::MessageBuilder;
+
+    fn subscriber(choices: Vec<Choice>) -> Subscriber {
+        Subscriber::new(choices)
+    }
+
+    fn everything() -> Choice {
+        Choice { keys: Vec::new(), from: None, group: None }
+    }
+
+    fn offer(from: u32, payload: Vec<u8>) -> Offer<'static> {
+        Offer { from, group: None, payload: payload.into(), alone: false }
+    }
+
+    fn numbered(number: usize) -> Vec<u8> {
+        MessageBuilder::new(0x20, 0).body(&(number as u32).to_le_bytes()).finish()
+    }
+
+    fn overrun_of(count: u32) -> Vec<u8> {
+        MessageBuilder::new(nlm::OVERRUN, 0).body(&count.to_le_bytes()).finish()
+    }
+
+    fn drain(subscriber: &Subscriber) -> Vec<Event> {
+        std::iter::from_fn(|| lock(&subscriber.queue).pop()).collect()
+    }
+
+    #[test]
+    fn events_at_the_bound_are_kept_and_one_past_it_is_counted_where_it_was() {
+        let subscriber = subscriber(vec![everything()]);
+        for number in 0..EVENTS_MAX + 3 {
+            subscriber.offer(&offer(0, numbered(number)));
+        }
+        assert!(matches!(lock(&subscriber.queue).pop(), Some(Event::Message { .. })));
+        subscriber.offer(&offer(0, numbered(7)));
+        let events = drain(&subscriber);
+        assert_eq!(events.len(), EVENTS_MAX + 1);
+        assert_eq!(
+            events[EVENTS_MAX - 1],
+            Event::Lost(3),
+            "between those before and the one after"
+        );
+        assert_eq!(lock(&subscriber.queue).bytes, 0);
+    }
+
+    #[test]
+    fn events_are_bounded_in_bytes_too() {
+        let subscriber = subscriber(vec![everything()]);
+        let payload = MessageBuilder::new(0x20, 0).body(&vec![1; (1 << 16) - 16]).finish();
+        let fits = EVENTS_BYTES_MAX >> 16;
+        for _ in 0..fits + 2 {
+            subscriber.offer(&offer(0, payload.clone()));
+        }
+        let events = drain(&subscriber);
+        assert_eq!((events.len(), events.last()), (fits + 1, Some(&Event::Lost(2))));
+    }
+
+    #[test]
+    fn an_overrun_of_a_wanted_subsystem_passes_the_keys_and_one_of_another_does_not_count() {
+        let keys = vec![Key { offset: 4, key: 24, mask: 0xfffc }];
+        let subscriber = subscriber(vec![Choice { keys, from: Some(5), group: None }]);
+        subscriber.offer(&offer(6, overrun_of(9)));
+        assert_eq!(drain(&subscriber), []);
+        subscriber.offer(&offer(5, overrun_of(0)));
+        subscriber.offer(&offer(0, overrun_of(2)));
+        assert_eq!(drain(&subscriber), [Event::Lost(3)], "1 for any number, and 2 at the broker");
+    }
+
+    #[test]
+    fn one_of_several_choices_is_enough_and_gives_one_copy() {
+        let from = |from| Choice { keys: Vec::new(), from: Some(from), group: None };
+        let group = Choice { group: Some("a".to_owned()), ..everything() };
+        let subscriber = subscriber(vec![from(5), from(5), group]);
+        subscriber.offer(&offer(5, numbered(0)));
+        subscriber.offer(&offer(6, numbered(1)));
+        subscriber.offer(&Offer { group: Some(b"a"), ..offer(6, numbered(2)) });
+        subscriber.offer(&Offer { group: Some(b"ab"), ..offer(6, numbered(3)) });
+        let events = drain(&subscriber);
+        assert_eq!(events.len(), 2);
+        let Event::Message { group, from: 6, .. } = &events[1] else { panic!("{events:?}") };
+        assert_eq!(group.as_deref(), Some("a"));
+    }
 }

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::lock;
-use super::outbox::{Pushed, frame_lengths};
-use crate::broker::LinkId;
+use super::outbox::{Pushed, count_frames, frame_lengths, overrun};
+use crate::broker::{Delivery, LinkId};
 
 /// What a local link receives.
 #[derive(Debug)]
@@ -59,6 +59,8 @@ pub(crate) struct Inbox {
 struct State {
     queue: VecDeque<Item>,
     used: HashMap<LinkId, Used>,
+    /// Frames lost that the receiver has not been told of yet, and who sent the last of them.
+    shed: Option<(u32, LinkId)>,
     closed: bool,
 }
 
@@ -74,21 +76,31 @@ struct Used {
     frames: usize,
 }
 
+impl Used {
+    /// Counts a frame that the node itself made, for which nobody needs credit.
+    fn take(&mut self, frame: Vec<u8>) -> Bytes {
+        self.frames += 1;
+        self.bytes += frame.len();
+        frame.into()
+    }
+}
+
 impl Inbox {
     pub(crate) fn new(max: CreditMax) -> Self {
         Self { state: Mutex::default(), arrived: Notify::new(), room: Notify::new(), max }
     }
 
     /// Takes whole frames from the start of `run`, as many as `sender` has credit for: how many bytes,
-    /// and why not more. A sender with nothing in the inbox may always have one frame.
-    pub(crate) fn push(&self, run: &[u8], sender: LinkId) -> (usize, Pushed) {
+    /// and why not more. A sender with nothing in the inbox may always have one frame. Of broadcasts the
+    /// rest is dropped, and the receiver is told how many that were.
+    pub(crate) fn push(&self, run: &[u8], sender: LinkId, delivery: Delivery) -> (usize, Pushed) {
         let mut state = lock(&self.state);
         if state.closed {
             return (0, Pushed::Closed);
         }
         let mut at = 0;
         let mut pushed = Pushed::Taken;
-        let State { queue, used, .. } = &mut *state;
+        let State { queue, used, shed, .. } = &mut *state;
         let used = used.entry(sender).or_default();
         for length in frame_lengths(run) {
             let Some(frame) = run.get(at..at + length) else { break };
@@ -97,13 +109,21 @@ impl Inbox {
                 pushed = Pushed::Full;
                 break;
             }
+            if let Some((count, _)) = shed.take() {
+                queue.push_back(Item::Frame(used.take(overrun(count)), sender));
+            }
             used.frames += 1;
             used.bytes += length;
             queue.push_back(Item::Frame(Bytes::copy_from_slice(frame), sender));
             at += length;
         }
+        if pushed == Pushed::Full && delivery == Delivery::Shed {
+            let before = shed.map_or(0, |(count, _)| count);
+            *shed = Some((before.saturating_add(count_frames(&run[at..])), sender));
+            pushed = Pushed::Shed;
+        }
         drop(state);
-        if at > 0 {
+        if at > 0 || pushed == Pushed::Shed {
             self.arrived.notify_one();
         }
         (at, pushed)
@@ -124,6 +144,13 @@ impl Inbox {
         loop {
             {
                 let mut state = lock(&self.state);
+                let State { queue, used, shed, .. } = &mut *state;
+                if queue.is_empty()
+                    && let Some((count, sender)) = shed.take()
+                {
+                    let told = used.entry(sender).or_default().take(overrun(count));
+                    queue.push_back(Item::Frame(told, sender));
+                }
                 match state.queue.pop_front() {
                     Some(Item::Frame(frame, sender)) => {
                         let credit = Credit { inbox: Arc::clone(self), sender, bytes: frame.len() };
@@ -189,35 +216,67 @@ mod tests {
         let [one, two, _] = senders();
         let inbox = Arc::new(Inbox::new(MAX));
         let run = [frame(0), frame(0), frame(0)].concat();
-        assert_eq!(inbox.push(&run, one), (56, Pushed::Full));
-        assert_eq!(inbox.push(&frame(0), two), (28, Pushed::Taken));
+        assert_eq!(inbox.push(&run, one, Delivery::Hold), (56, Pushed::Full));
+        assert_eq!(inbox.push(&frame(0), two, Delivery::Hold), (28, Pushed::Taken));
 
         let Some(Delivered::Frame(_, credit)) = inbox.next().await else { panic!("a frame") };
-        assert_eq!(inbox.push(&frame(0), one), (0, Pushed::Full), "taken is not yet done");
+        assert_eq!(
+            inbox.push(&frame(0), one, Delivery::Hold),
+            (0, Pushed::Full),
+            "taken is not yet done"
+        );
         drop(credit);
-        assert_eq!(inbox.push(&frame(0), one), (28, Pushed::Taken));
+        assert_eq!(inbox.push(&frame(0), one, Delivery::Hold), (28, Pushed::Taken));
     }
 
     #[tokio::test]
     async fn bytes_are_bounded_too_but_one_frame_always_fits() {
         let [one, two, three] = senders();
         let inbox = Arc::new(Inbox::new(MAX));
-        assert_eq!(inbox.push(&frame(400), one), (428, Pushed::Taken));
-        assert_eq!(inbox.push(&frame(0), one), (0, Pushed::Full));
-        assert_eq!(inbox.push(&frame(40), two), (68, Pushed::Taken));
-        assert_eq!(inbox.push(&frame(4), two), (32, Pushed::Taken), "100 bytes, at the bound");
-        assert_eq!(inbox.push(&frame(40), three), (68, Pushed::Taken));
-        assert_eq!(inbox.push(&frame(8), three), (0, Pushed::Full), "one past it");
+        assert_eq!(inbox.push(&frame(400), one, Delivery::Hold), (428, Pushed::Taken));
+        assert_eq!(inbox.push(&frame(0), one, Delivery::Hold), (0, Pushed::Full));
+        assert_eq!(inbox.push(&frame(40), two, Delivery::Hold), (68, Pushed::Taken));
+        assert_eq!(
+            inbox.push(&frame(4), two, Delivery::Hold),
+            (32, Pushed::Taken),
+            "100 bytes, at the bound"
+        );
+        assert_eq!(inbox.push(&frame(40), three, Delivery::Hold), (68, Pushed::Taken));
+        assert_eq!(inbox.push(&frame(8), three, Delivery::Hold), (0, Pushed::Full), "one past it");
+    }
+
+    #[tokio::test]
+    async fn a_broadcast_without_credit_is_dropped_and_told_of_where_it_was() {
+        let [one, ..] = senders();
+        let inbox = Arc::new(Inbox::new(MAX));
+        let run = [frame(0), frame(0), frame(0), frame(0)].concat();
+        assert_eq!(inbox.push(&run, one, Delivery::Shed), (56, Pushed::Shed));
+        assert_eq!(inbox.push(&run, one, Delivery::Shed), (0, Pushed::Shed));
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            let Some(Delivered::Frame(bytes, _)) = inbox.next().await else { panic!("a frame") };
+            taken.push(bytes);
+        }
+        assert_eq!(taken, [frame(0), frame(0), overrun(6)]);
+        assert_eq!(inbox.push(&run, one, Delivery::Shed), (56, Pushed::Shed));
+        drop(inbox.next().await);
+        assert_eq!(inbox.push(&frame(4), one, Delivery::Hold), (32, Pushed::Taken));
+        drop(inbox.next().await);
+        let Some(Delivered::Frame(bytes, _)) = inbox.next().await else { panic!("a frame") };
+        assert_eq!(bytes, overrun(2));
+        let Some(Delivered::Frame(bytes, _)) = inbox.next().await else { panic!("a frame") };
+        assert_eq!(bytes, frame(4));
+        assert!(lock(&inbox.state).used.is_empty(), "all credit is back");
     }
 
     #[tokio::test]
     async fn a_closed_inbox_hands_out_what_it_holds_and_ends() {
         let [one, ..] = senders();
         let inbox = Arc::new(Inbox::new(MAX));
-        inbox.push(&frame(0), one);
+        inbox.push(&frame(0), one, Delivery::Hold);
         inbox.push_gone(9);
         inbox.close();
-        assert_eq!(inbox.push(&frame(0), one), (0, Pushed::Closed));
+        assert_eq!(inbox.push(&frame(0), one, Delivery::Hold), (0, Pushed::Closed));
         assert!(matches!(inbox.next().await, Some(Delivered::Frame(..))));
         assert!(matches!(inbox.next().await, Some(Delivered::Gone(9))));
         assert!(inbox.next().await.is_none());

@@ -303,12 +303,12 @@ pub(super) fn frame_lengths(run: &[u8]) -> impl Iterator<Item = usize> {
     })
 }
 
-fn count_frames(run: &[u8]) -> u32 {
+pub(super) fn count_frames(run: &[u8]) -> u32 {
     frame_lengths(run).count() as u32
 }
 
 /// The frame that tells a subscriber how many frames it lost.
-fn overrun(count: u32) -> Vec<u8> {
+pub(super) fn overrun(count: u32) -> Vec<u8> {
     let message = MessageBuilder::new(nlm::OVERRUN, 0).body(&count.to_le_bytes()).finish();
     let mut frame = Vec::new();
     EnvelopeHead::default().emit(&message, &mut frame).unwrap_or_else(|too_big| {

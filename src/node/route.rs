@@ -127,13 +127,12 @@ impl Router {
     ) {
         loop {
             let room = inbox.room();
-            let (taken, pushed) = inbox.push(bytes, from);
+            let (taken, pushed) = inbox.push(bytes, from, delivery);
             bytes = &bytes[taken..];
-            if pushed != Pushed::Full {
-                return;
-            }
-            if delivery == Delivery::Shed {
+            if pushed == Pushed::Shed {
                 shared.counters.shed.fetch_add(1, Ordering::Relaxed);
+            }
+            if pushed != Pushed::Full {
                 return;
             }
             shared.counters.held.fetch_add(1, Ordering::Relaxed);
@@ -172,7 +171,7 @@ pub(super) fn link_down(shared: &Shared, id: LinkId) {
                         outbox.flush();
                     }
                     Target::Local(inbox) => {
-                        inbox.push(bytes, id);
+                        inbox.push(bytes, id, delivery);
                     }
                 }
             }

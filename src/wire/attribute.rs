@@ -11,6 +11,12 @@ pub const PAYLOAD_MAX: usize = u16::MAX as usize - NLA_HEADER_LEN;
 /// The attribute of an envelope that holds the encapsulated messages.
 pub const CDATA: u16 = 0;
 
+/// The attribute of an envelope that names the group that a broadcast is for.
+pub const GROUP: u16 = 1;
+
+/// The longest name of a group in bytes, without its NUL.
+pub const GROUP_BYTES_MAX: usize = 255;
+
 /// One attribute (`struct nlattr`, netlink(7)).
 ///
 /// | offset | field | |

@@ -139,6 +139,7 @@ attributes! {
     FrameMax 66 "frame-max" U32 "The longest frame that the sender takes, in bytes."
     Port 67 "port" U32 "A port of the sending link."
     Mode 68 "mode" U32 "How a name is provided: bits of [`mode`]."
+    Group 69 "group" String "A group of subscribers."
 }
 
 /// A condition on the payload of a broadcast: the little-endian u32 at `offset` of the inner message,
@@ -232,6 +233,8 @@ pub struct Control<'a> {
     pub port: Option<u32>,
     /// [`ControlAttribute::Mode`].
     pub mode: Option<u32>,
+    /// [`ControlAttribute::Group`].
+    pub group: Option<&'a str>,
     region: &'a [u8],
 }
 
@@ -288,6 +291,7 @@ impl<'a> Control<'a> {
             frame_max: None,
             port: None,
             mode: None,
+            group: None,
             region,
         }
     }
@@ -328,6 +332,7 @@ impl<'a> Control<'a> {
             ControlAttribute::FrameMax => self.frame_max = Some(word(payload)?),
             ControlAttribute::Port => self.port = Some(word(payload)?),
             ControlAttribute::Mode => self.mode = Some(word(payload)?),
+            ControlAttribute::Group => self.group = Some(string(payload)?),
         }
         Ok(())
     }

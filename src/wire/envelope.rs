@@ -1,6 +1,7 @@
 //! The frame: a netlink header, two addresses, attributes.
 
-use super::attribute::{Attributes, CDATA, NLA_HEADER_LEN, PAYLOAD_MAX};
+use super::attribute::{Attributes, CDATA, GROUP, GROUP_BYTES_MAX, NLA_HEADER_LEN, PAYLOAD_MAX};
+use super::deframe::FRAME_MAX;
 use super::fault::{Fault, Malformed, TooBig};
 use super::header::Header;
 use super::{ENVELOPE_LEN, PAYLOAD_OFFSET, align4};
@@ -131,6 +132,35 @@ impl EnvelopeHead {
         Ok(())
     }
 
+    /// As [`emit`](Self::emit), for the members of `group`: its name follows the CDATA as [`GROUP`].
+    ///
+    /// # Errors
+    /// [`TooBig`] if the name is longer than [`GROUP_BYTES_MAX`], or the frame than [`FRAME_MAX`]; `out`
+    /// is then untouched.
+    pub fn emit_to_group(
+        &self,
+        group: &str,
+        payload: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), TooBig> {
+        if group.len() > GROUP_BYTES_MAX {
+            return Err(TooBig { length: group.len(), max: GROUP_BYTES_MAX });
+        }
+        let length = NLA_HEADER_LEN + group.len() + 1;
+        let max = FRAME_MAX - PAYLOAD_OFFSET - align4(length);
+        if payload.len() > max {
+            return Err(TooBig { length: payload.len(), max });
+        }
+        let start = out.len();
+        self.emit(payload, out)?;
+        out.extend_from_slice(&pair(length as u16, GROUP).to_le_bytes());
+        out.extend_from_slice(group.as_bytes());
+        out.extend_from_slice(&[0; 4][..align4(length) - length + 1]);
+        let frame = (out.len() - start) as u32;
+        out[start..start + 4].copy_from_slice(&frame.to_le_bytes());
+        Ok(())
+    }
+
     /// The words before a payload of `length` bytes. Whole words, because bytes that are put together
     /// field by field are shifted into place one by one.
     #[inline(always)]
@@ -202,6 +232,34 @@ impl<'a> Envelope<'a> {
         }
         payload.ok_or(Malformed::new(Fault::NoPayload, ENVELOPE_LEN))
     }
+
+    /// The first CDATA and the first GROUP. Other attributes are skipped, but every one is checked.
+    ///
+    /// # Errors
+    /// As [`payload`](Self::payload).
+    pub fn broadcast(&self) -> Result<Broadcast<'a>, Malformed> {
+        let (mut payload, mut group) = (None, None);
+        for attribute in self.attributes() {
+            let attribute = attribute?;
+            match attribute.kind {
+                CDATA => payload = payload.or(Some(attribute.payload)),
+                GROUP => group = group.or(Some(attribute.payload)),
+                _ => {}
+            }
+        }
+        let payload = payload.ok_or(Malformed::new(Fault::NoPayload, ENVELOPE_LEN))?;
+        let group = group.map(|name| name.strip_suffix(&[0]).unwrap_or(name));
+        Ok(Broadcast { payload, group })
+    }
+}
+
+/// What subscriptions choose by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broadcast<'a> {
+    /// The first CDATA.
+    pub payload: &'a [u8],
+    /// The first [`GROUP`], without the NUL at its end. Not checked to be text.
+    pub group: Option<&'a [u8]>,
 }
 
 #[inline(always)]

@@ -24,13 +24,17 @@ mod fault;
 mod header;
 mod message;
 
-pub use attribute::{Attribute, Attributes, CDATA, NLA_HEADER_LEN, PAYLOAD_MAX};
+pub use attribute::{
+    Attribute, Attributes, CDATA, GROUP, GROUP_BYTES_MAX, NLA_HEADER_LEN, PAYLOAD_MAX,
+};
 pub use control::{
     CID_FIRST, CONTROL_VERSION, Command, Control, ControlAttribute, ControlBuilder, Key, Keys,
     PROTOCOL_VERSION, ValueType, mode,
 };
 pub use deframe::{FRAME_MAX, FRAME_MIN, Frames, LEGACY_FRAME_MAX, frame_length};
-pub use envelope::{CONTROL_TYPE, Envelope, EnvelopeHead, TRANSPORT_TYPE, address, flag};
+pub use envelope::{
+    Broadcast, CONTROL_TYPE, Envelope, EnvelopeHead, TRANSPORT_TYPE, address, flag,
+};
 pub use fault::{Fault, Malformed, TooBig};
 pub use header::{HEADER_LEN, Header};
 pub use message::{ErrorMessage, Message, MessageBuilder, Messages, nlm};

@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio, id};
 use std::thread;
 
-use rustix::process::geteuid;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, geteuid, getpid, pidfd_getfd, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
@@ -21,6 +21,8 @@ pub(crate) struct Netns {
 pub(crate) struct Listed {
     pub(crate) protocol: u16,
     pub(crate) port_id: u32,
+    /// The first 32 groups that it is in, a bit each.
+    pub(crate) groups: u32,
     pub(crate) inode: u64,
 }
 
@@ -86,6 +88,23 @@ impl Netns {
         u32::try_from(found[0]["ifindex"].as_u64().unwrap()).unwrap()
     }
 
+    /// This process's descriptors of the sockets of a netlink protocol in the namespace, duplicated.
+    pub(crate) fn descriptors(&self, protocol: u16) -> Vec<OwnedFd> {
+        let process = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        let sockets = self.sockets(protocol);
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc/self/fd").unwrap() {
+            let entry = entry.unwrap();
+            let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
+            let ours = sockets.iter().any(|socket| target == format!("socket:[{}]", socket.inode));
+            let number = entry.file_name().into_string().unwrap().parse().unwrap();
+            if ours {
+                found.push(pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap());
+            }
+        }
+        found
+    }
+
     /// `10.64.0.1` and those after it, on a device of their own that is up.
     pub(crate) fn addresses(&self, count: u32) {
         self.veth("many");
@@ -119,6 +138,7 @@ impl Netns {
             Listed {
                 protocol: columns[1].parse().unwrap(),
                 port_id: columns[2].parse().unwrap(),
+                groups: u32::from_str_radix(columns[3], 16).unwrap(),
                 inode: columns[9].parse().unwrap(),
             }
         });

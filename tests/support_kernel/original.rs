@@ -105,7 +105,16 @@ pub(crate) fn payload(frame: &[u8]) -> &[u8] {
 
 /// A request frame as a client of the original sends it: no flags, `src` 0, to 0x00010003.
 pub(crate) fn frame(sequence: u32, message: &[u8]) -> Vec<u8> {
-    let head = EnvelopeHead { flags: 0, sequence, pid: 77, dst: 0x0001_0003, src: 0 };
+    frame_with(EnvelopeHead { flags: 0, sequence, pid: 77, dst: 0x0001_0003, src: 0 }, message)
+}
+
+/// A request frame of who knows of ASK, from `port`.
+pub(crate) fn asking(sequence: u32, port: u32, message: &[u8]) -> Vec<u8> {
+    let (flags, dst) = (flag::ASK, 0x0001_0003);
+    frame_with(EnvelopeHead { flags, sequence, pid: 77, dst, src: port }, message)
+}
+
+fn frame_with(head: EnvelopeHead, message: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     head.emit(message, &mut frame).unwrap();
     frame

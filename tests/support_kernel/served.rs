@@ -1,5 +1,7 @@
 //! A namespace's kernel, served over sockets by a node in this process.
 
+use std::os::unix::net::UnixStream;
+
 use nlbus::endpoint::{Endpoint, Replies, Reply, RequestError, RequestOptions};
 use nlbus::node::{Node, NodeOptions};
 use nlbus::service::netlink::{Kernel, KernelOptions, NETLINK_ROUTE};
@@ -57,6 +59,11 @@ pub(crate) async fn serve_nothing(options: NodeOptions) -> Served {
 }
 
 impl Served {
+    /// A std socket, connected.
+    pub(crate) fn unix_stream(&self) -> UnixStream {
+        UnixStream::connect(self.unix.to_string().trim_start_matches("unix://")).unwrap()
+    }
+
     /// Serves another family: its address.
     pub(crate) async fn add(&self, name: &str, protocol: u16) -> u32 {
         let endpoint = Endpoint::attach(&self.node).unwrap();

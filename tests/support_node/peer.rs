@@ -86,9 +86,9 @@ impl Server {
 pub(crate) async fn next_request(provider: &mut Provider) -> Request {
     within(async {
         loop {
-            match provider.next().await.expect("the link is up") {
-                Incoming::Request(request) => return request,
-                _ => {}
+            let incoming = provider.next().await.expect("the link is up");
+            if let Incoming::Request(request) = incoming {
+                return request;
             }
         }
     })

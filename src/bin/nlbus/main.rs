@@ -5,12 +5,16 @@ mod connect;
 mod decode;
 mod demo;
 mod exit;
+mod monitor;
+mod publish;
 mod pull;
 mod push;
 mod reply;
 mod request;
 mod serve;
 mod show;
+mod subscribe;
+mod until;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -36,6 +40,9 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Show(show::Args),
+    Monitor(monitor::Args),
+    Subscribe(subscribe::Args),
+    Publish(publish::Args),
     Request(request::Args),
     Reply(reply::Args),
     Push(push::Args),
@@ -52,6 +59,9 @@ fn main() -> ExitCode {
             .map(|outcome| if outcome == decode::Outcome::Sound { Exit::Ok } else { Exit::Failed }),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Show(args) => block_on(show::run(args)),
+        Command::Monitor(args) => block_on(monitor::run(args)),
+        Command::Subscribe(args) => block_on(subscribe::run(args)),
+        Command::Publish(args) => block_on(publish::run(args)),
         Command::Request(args) => block_on(request::run(args)),
         Command::Reply(args) => block_on(reply::run(args)),
         Command::Push(args) => block_on(push::run(args)),

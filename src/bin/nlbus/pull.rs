@@ -90,7 +90,7 @@ impl Source {
             Self::Name(puller) => puller.next().await.map(|message| (message.from, message.body)),
             Self::NoName(subscription) => loop {
                 match subscription.next().await? {
-                    Event::Message { from, payload } => return Some((from, body_of(&payload))),
+                    Event::Message { from, payload, .. } => return Some((from, body_of(&payload))),
                     Event::Lost(count) => tracing::warn!("too slow: {count} were lost"),
                 }
             },

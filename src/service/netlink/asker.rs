@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::confine::Confined;
 use super::socket::NetlinkSocket;
-use super::translate::Translator;
+use super::translate::{Translator, Whose};
 use super::{answer_error, header_of};
 use crate::endpoint::{Request, RequestError, Responder};
 use crate::wire::{
@@ -136,9 +136,9 @@ impl Asker {
             return self.too_long().await;
         };
         let (respond, last) = match (self.translator.incoming(datagram), &self.last) {
-            (Some(answered), _) => answered,
-            (None, Some(respond)) => (respond.clone(), false),
-            (None, None) => return,
+            (Whose::Asked { respond, last }, _) => (respond, last),
+            (Whose::Unasked, Some(respond)) => (respond.clone(), false),
+            (Whose::Unasked, None) | (Whose::Forgotten, _) => return,
         };
         let ending = if last { respond.last() } else { respond.clone() };
         let cuts = match length {

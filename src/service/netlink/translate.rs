@@ -2,15 +2,33 @@
 //!
 //! An asker numbers its messages as it likes, and not always uniquely; on its socket they get numbers of
 //! our own and the socket's port id. What comes back is given the asker's again, in the header and in the
-//! one that NLMSG_ERROR embeds. What was not asked for (a notification) stays as it is.
+//! one that NLMSG_ERROR embeds. What was not asked for (a notification) stays as it is; what answers a
+//! message that is forgotten, as after an overrun, goes to nobody.
 
 use std::collections::VecDeque;
 
-use crate::wire::{HEADER_LEN, Header, Malformed, Messages, nlm};
+use crate::wire::{Fault, HEADER_LEN, Header, Malformed, Messages, PAYLOAD_MAX, align4, nlm};
 
-/// How many messages are remembered; the oldest is forgotten first. A message that gets no answer at all
-/// takes a place until then.
-const REMEMBERED_MAX: usize = 1_024;
+/// How many messages are remembered: as many as fit a payload. The oldest is forgotten first. A message
+/// that gets no answer at all takes a place until then.
+const REMEMBERED_MAX: usize = 4_096;
+const _: () = assert!(REMEMBERED_MAX >= PAYLOAD_MAX / HEADER_LEN);
+
+/// Whose a datagram is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose<R> {
+    /// It answers something.
+    Asked {
+        /// Where the answer goes.
+        respond: R,
+        /// Whether it completes the answer to its request.
+        last: bool,
+    },
+    /// It answers what is forgotten.
+    Forgotten,
+    /// It was not asked for.
+    Unasked,
+}
 
 /// A message that was sent and may be answered.
 #[derive(Debug)]
@@ -47,7 +65,8 @@ impl<R: Clone> Translator<R> {
     /// Numbers the messages in `payload` anew, in place.
     ///
     /// # Errors
-    /// If `payload` is not made of whole messages; the kernel would pass the rest over in silence.
+    /// If `payload` is not made of whole messages, at least one; the kernel would pass the rest over in
+    /// silence.
     pub(super) fn outgoing(&mut self, payload: &mut [u8], respond: &R) -> Result<(), Malformed> {
         let mut found = Vec::new();
         let mut messages = Messages::new(payload);
@@ -57,6 +76,9 @@ impl<R: Clone> Translator<R> {
                 Some(message) => found.push((at, message?.header)),
                 None => break,
             }
+        }
+        if found.is_empty() {
+            return Err(Malformed::new(Fault::HeaderCut, 0));
         }
         let mut request = None;
         for (at, theirs) in found {
@@ -73,11 +95,11 @@ impl<R: Clone> Translator<R> {
         Ok(())
     }
 
-    /// Gives the messages in a datagram their asker's numbers, in place: where the datagram goes, and
-    /// whether it completes the answer to its request; `None` if it answers nothing. That a message of
-    /// the request is one that gets no answer is not known here.
-    pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Option<(R, bool)> {
+    /// Gives the messages in a datagram their asker's numbers, in place. That a message of a request is one
+    /// that gets no answer is not known here.
+    pub(super) fn incoming(&mut self, datagram: &mut [u8]) -> Whose<R> {
         let mut answered = None;
+        let mut forgotten = false;
         let mut at = 0;
         while let Ok(header) = Header::parse(&datagram[at..]) {
             let length = header.length as usize;
@@ -85,14 +107,21 @@ impl<R: Clone> Translator<R> {
             else {
                 break;
             };
-            if let Some(to) = self.restore(&header, message) {
-                answered.get_or_insert(to);
+            if header.pid == self.port_id {
+                let asked = self.restore(&header, message);
+                forgotten |= asked.is_none();
+                answered = answered.or(asked);
             }
-            at = (at + crate::wire::align4(length)).min(datagram.len());
+            at = (at + align4(length)).min(datagram.len());
         }
-        let (request, respond) = answered?;
-        let last = self.asked.iter().all(|asked| asked.request != request);
-        Some((respond, last))
+        match answered {
+            Some((request, respond)) => {
+                let last = self.asked.iter().all(|asked| asked.request != request);
+                Whose::Asked { respond, last }
+            }
+            None if forgotten => Whose::Forgotten,
+            None => Whose::Unasked,
+        }
     }
 
     /// Forgets everything that was asked, because an answer was lost: who is to be told, and the header
@@ -103,9 +132,6 @@ impl<R: Clone> Translator<R> {
     }
 
     fn restore(&mut self, header: &Header, message: &mut [u8]) -> Option<(u32, R)> {
-        if header.pid != self.port_id {
-            return None;
-        }
         let at = self.asked.iter().position(|asked| asked.ours == header.sequence)?;
         let asked = &self.asked[at];
         let theirs = asked.theirs;
@@ -145,7 +171,7 @@ fn put_numbers(message: &mut [u8], at: usize, theirs: &Header) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{ErrorMessage, Fault, Message, MessageBuilder};
+    use crate::wire::{ErrorMessage, Message, MessageBuilder};
 
     const PORT: u32 = 0x8000_1234;
 
@@ -161,6 +187,10 @@ mod tests {
         MessageBuilder::new(kind, flags).sequence(sequence).pid(PORT).body(&[1; 8]).finish()
     }
 
+    fn asked<R>(respond: R, last: bool) -> Whose<R> {
+        Whose::Asked { respond, last }
+    }
+
     #[test]
     fn a_request_gets_the_sockets_numbers_and_its_answer_the_askers() {
         let mut translator = Translator::new(PORT);
@@ -169,9 +199,9 @@ mod tests {
         assert_eq!((header(&sent).sequence, header(&sent).pid), (1, PORT));
 
         let mut reply = answer(16, 0, 1);
-        assert_eq!(translator.incoming(&mut reply), Some(("asker", true)));
+        assert_eq!(translator.incoming(&mut reply), asked("asker", true));
         assert_eq!((header(&reply).sequence, header(&reply).pid), (5, 77));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), None, "it is answered");
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten, "it is answered");
     }
 
     #[test]
@@ -179,8 +209,8 @@ mod tests {
         let mut translator = Translator::new(PORT);
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"first").unwrap();
         translator.outgoing(&mut request(18, nlm::REQUEST, 9), &"second").unwrap();
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some(("second", true)));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Some(("first", true)));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked("second", true));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), asked("first", true));
     }
 
     #[test]
@@ -189,7 +219,7 @@ mod tests {
         let mut sent = request(19, nlm::REQUEST | nlm::ACK, 5);
         translator.outgoing(&mut sent, &()).unwrap();
         let mut error = ErrorMessage::emit(-19, &header(&sent), "no such device");
-        assert_eq!(translator.incoming(&mut error), Some(((), true)));
+        assert_eq!(translator.incoming(&mut error), asked((), true));
         let message = Message::parse(&error).unwrap();
         let inner = ErrorMessage::parse(&message).unwrap();
         assert_eq!((message.header.sequence, message.header.pid), (5, 77));
@@ -203,12 +233,12 @@ mod tests {
         translator.outgoing(&mut request(18, nlm::REQUEST | nlm::DUMP, 5), &()).unwrap();
         assert!(!translator.is_dumping());
         let mut parts = [answer(16, nlm::MULTI, 1), answer(16, nlm::MULTI, 1)].concat();
-        assert_eq!(translator.incoming(&mut parts), Some(((), false)));
+        assert_eq!(translator.incoming(&mut parts), asked((), false));
         assert!(translator.is_dumping());
         assert!(Messages::new(&parts).all(|part| part.unwrap().header.sequence == 5));
-        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), Some(((), true)));
+        assert_eq!(translator.incoming(&mut answer(nlm::DONE, nlm::MULTI, 1)), asked((), true));
         assert!(!translator.is_dumping());
-        assert_eq!(translator.incoming(&mut answer(16, nlm::MULTI, 1)), None);
+        assert_eq!(translator.incoming(&mut answer(16, nlm::MULTI, 1)), Whose::Forgotten);
     }
 
     #[test]
@@ -219,17 +249,13 @@ mod tests {
             [request(18, get, 5), request(19, get | nlm::ACK, 6), request(18, get, 7)].concat();
         translator.outgoing(&mut sent, &"batch").unwrap();
         translator.outgoing(&mut request(18, get, 8), &"other").unwrap();
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Some(("batch", false)));
-        assert_eq!(
-            translator.incoming(&mut answer(16, 0, 2)),
-            Some(("batch", false)),
-            "no ack yet"
-        );
-        assert_eq!(translator.incoming(&mut answer(16, 0, 3)), Some(("batch", false)));
-        assert_eq!(translator.incoming(&mut answer(16, 0, 4)), Some(("other", true)));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), asked("batch", false));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked("batch", false), "no ack yet");
+        assert_eq!(translator.incoming(&mut answer(16, 0, 3)), asked("batch", false));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 4)), asked("other", true));
         let mut ack =
             ErrorMessage::emit(0, &Header { sequence: 2, pid: PORT, ..header(&sent) }, "");
-        assert_eq!(translator.incoming(&mut ack), Some(("batch", true)));
+        assert_eq!(translator.incoming(&mut ack), asked("batch", true));
     }
 
     #[test]
@@ -238,11 +264,27 @@ mod tests {
         let event = MessageBuilder::new(16, 0).sequence(3).pid(500).body(&[1, 2, 3]).finish();
         let mut received = [event.clone(), vec![0xff; 7]].concat();
         let before = received.clone();
-        assert_eq!(translator.incoming(&mut received), None);
+        assert_eq!(translator.incoming(&mut received), Whose::Unasked);
         assert_eq!(received, before, "trailing bytes included");
         let mut text = b"add@/devices/virtual".to_vec();
-        assert_eq!(translator.incoming(&mut text), None);
+        assert_eq!(translator.incoming(&mut text), Whose::Unasked);
         assert_eq!(text, b"add@/devices/virtual");
+    }
+
+    #[test]
+    fn answers_to_what_was_given_up_are_nobodys() {
+        let mut translator = Translator::new(PORT);
+        translator.outgoing(&mut request(18, nlm::REQUEST, 5), &"first").unwrap();
+        assert_eq!(translator.give_up().len(), 1);
+        translator.outgoing(&mut request(18, nlm::REQUEST, 6), &"second").unwrap();
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten);
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked("second", true));
+    }
+
+    #[test]
+    fn a_payload_without_a_message_is_refused() {
+        let refused = Translator::new(PORT).outgoing(&mut [], &());
+        assert_eq!(refused, Err(Malformed::new(Fault::HeaderCut, 0)));
     }
 
     #[test]
@@ -262,7 +304,7 @@ mod tests {
             translator.outgoing(&mut request(18, 1, number), &number).unwrap();
         }
         assert_eq!(translator.asked.len(), REMEMBERED_MAX);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), None);
-        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), Some((1, true)));
+        assert_eq!(translator.incoming(&mut answer(16, 0, 1)), Whose::Forgotten);
+        assert_eq!(translator.incoming(&mut answer(16, 0, 2)), asked(1, true));
     }
 }

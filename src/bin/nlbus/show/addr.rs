@@ -15,7 +15,7 @@ use super::{
     table::{cell, objects, phrase},
 };
 
-type Message<'a> = message::Message<'a, AddressHeader>;
+pub(super) type Message<'a> = message::Message<'a, AddressHeader>;
 
 const ADDRESS: u16 = 1;
 const LOCAL: u16 = 2;
@@ -87,7 +87,8 @@ fn record(link: &link::Message<'_>, addresses: Vec<Record>, context: &Context<'_
     record
 }
 
-fn address_record(message: &Message<'_>, context: &Context<'_>) -> Record {
+/// The record of one address, an element of `addr_info`.
+pub(super) fn address_record(message: &Message<'_>, context: &Context<'_>) -> Record {
     let Message { header, attributes } = message;
     let family = u8::from(header.family);
     let mut record = Record::new();

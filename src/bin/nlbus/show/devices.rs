@@ -20,21 +20,34 @@ struct Device {
     layer: u16,
 }
 
+impl Device {
+    fn new(link: &link::Message<'_>) -> Option<Self> {
+        let name = link.attributes.text(link::IFNAME)?;
+        (name.len() <= NAME_BYTES_MAX).then(|| Self {
+            name,
+            alternative_names: link::alternative_names(&link.attributes),
+            up: link.header.flags & UP != 0,
+            layer: link.header.layer,
+        })
+    }
+}
+
 impl Devices {
     pub(super) fn new(links: &[link::Message<'_>]) -> Self {
-        let device = |link: &link::Message<'_>| {
-            let device = Device {
-                name: link
-                    .attributes
-                    .text(link::IFNAME)
-                    .filter(|name| name.len() <= NAME_BYTES_MAX)?,
-                alternative_names: link::alternative_names(&link.attributes),
-                up: link.header.flags & UP != 0,
-                layer: link.header.layer,
-            };
-            Some((link.header.index, device))
-        };
+        let device = |link: &link::Message<'_>| Some((link.header.index, Device::new(link)?));
         Self(links.iter().filter_map(device).collect())
+    }
+
+    /// Takes a device in, or what is new about it. One whose name is no name is forgotten.
+    pub(super) fn insert(&mut self, link: &link::Message<'_>) {
+        match Device::new(link) {
+            Some(device) => drop(self.0.insert(link.header.index, device)),
+            None => self.remove(link.header.index),
+        }
+    }
+
+    pub(super) fn remove(&mut self, index: u32) {
+        self.0.remove(&index);
     }
 
     /// The name, or `if` and the number for a device that is not in the dump.

@@ -19,6 +19,8 @@ pub(super) type Message<'a> = message::Message<'a, Header>;
 /// `struct ifinfomsg`. Not that of netlink-packet-route, to which a link type that it has no name
 /// for is `VOID`.
 pub(super) struct Header {
+    /// `AF_UNSPEC` for a device, else for what a protocol family has to say about it.
+    pub(super) family: u8,
     pub(super) layer: u16,
     pub(super) index: u32,
     pub(super) flags: u32,
@@ -29,10 +31,11 @@ impl message::Header for Header {
     const LEN: usize = 16;
 
     fn parse_header(payload: &[u8]) -> Result<Self, DecodeError> {
-        let &[_, _, l0, l1, i0, i1, i2, i3, f0, f1, f2, f3] = payload
+        let &[family, _, l0, l1, i0, i1, i2, i3, f0, f1, f2, f3] = payload
             .first_chunk()
             .ok_or_else(|| DecodeError::buffer_too_small(payload.len(), Self::LEN))?;
         Ok(Self {
+            family,
             layer: u16::from_ne_bytes([l0, l1]),
             index: u32::from_ne_bytes([i0, i1, i2, i3]),
             flags: u32::from_ne_bytes([f0, f1, f2, f3]),

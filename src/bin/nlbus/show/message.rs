@@ -98,9 +98,15 @@ fn decode_message<H: Header>(bytes: &[u8]) -> Result<Result<Message<'_, H>, u16>
     if buffer.message_type() != H::KIND {
         return Ok(Err(buffer.message_type()));
     }
-    let header = H::parse_header(payload)?;
-    let attributes = Attributes::parse(payload.get(H::LEN..).unwrap_or_default())?;
-    Ok(Ok(Message { header, attributes }))
+    decode_body(payload).map(Ok)
+}
+
+/// What follows the netlink header: of a message of `H`'s kind, or of one that says that such an object
+/// is gone, which looks the same.
+pub(super) fn decode_body<H: Header>(body: &[u8]) -> Result<Message<'_, H>, DecodeError> {
+    let header = H::parse_header(body)?;
+    let attributes = Attributes::parse(body.get(H::LEN..).unwrap_or_default())?;
+    Ok(Message { header, attributes })
 }
 
 /// The attributes of a message or of a nest. Of attributes that repeat the first counts, as in

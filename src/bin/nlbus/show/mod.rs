@@ -20,7 +20,9 @@
 mod addr;
 mod command;
 mod devices;
+mod event;
 mod layer;
+mod line;
 mod link;
 mod message;
 mod names;
@@ -32,6 +34,7 @@ mod table;
 mod tests;
 
 pub(crate) use command::{Args, fetch, run};
+pub(crate) use event::{Decoder, KernelEvent};
 
 use std::{io, str::FromStr};
 

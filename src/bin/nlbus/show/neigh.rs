@@ -13,7 +13,7 @@ use super::{
     table::{cell, join, phrase},
 };
 
-type Message<'a> = message::Message<'a, NeighbourHeader>;
+pub(super) type Message<'a> = message::Message<'a, NeighbourHeader>;
 
 const DST: u16 = 1;
 const LLADDR: u16 = 2;
@@ -66,7 +66,7 @@ fn state(header: &NeighbourHeader) -> u32 {
     u16::from(header.state).into()
 }
 
-fn record(neighbour: &Message<'_>, context: &Context<'_>) -> Record {
+pub(super) fn record(neighbour: &Message<'_>, context: &Context<'_>) -> Record {
     let Message { header, attributes } = neighbour;
     let mut record = Record::new();
     record.put_some("dst", destination(neighbour));

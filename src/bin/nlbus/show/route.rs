@@ -15,7 +15,7 @@ use super::{
     table::{cell, join, objects, phrase},
 };
 
-type Message<'a> = message::Message<'a, RouteHeader>;
+pub(super) type Message<'a> = message::Message<'a, RouteHeader>;
 
 const DST: u16 = 1;
 const SRC: u16 = 2;
@@ -89,16 +89,21 @@ pub(super) fn records(routes: &[Message<'_>], context: &Context<'_>) -> Vec<Reco
 fn is_shown(route: &Message<'_>, context: &Context<'_>) -> bool {
     let Message { header, attributes } = route;
     context.options.admits_family(header.address_family)
-        && header.flags.bits() & CLONED == 0
+        && !is_cloned(route)
         && context.options.table.unwrap_or(Table::MAIN).admits(table(route))
         && context.admits_device(attributes.u32(OIF).unwrap_or(0))
+}
+
+/// Whether it is an entry of the cache, which no table has.
+pub(super) fn is_cloned(route: &Message<'_>) -> bool {
+    route.header.flags.bits() & CLONED != 0
 }
 
 fn table(route: &Message<'_>) -> u32 {
     route.attributes.u32(TABLE).unwrap_or_else(|| route.header.table.into())
 }
 
-fn record(route: &Message<'_>, context: &Context<'_>) -> Record {
+pub(super) fn record(route: &Message<'_>, context: &Context<'_>) -> Record {
     let Message { header, attributes } = route;
     let mut record = Record::new();
     put_destination(&mut record, route);

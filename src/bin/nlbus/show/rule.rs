@@ -15,7 +15,7 @@ use super::{
     table::{cell, phrase},
 };
 
-type Message<'a> = message::Message<'a, RuleHeader>;
+pub(super) type Message<'a> = message::Message<'a, RuleHeader>;
 
 const DST: u16 = 1;
 const SRC: u16 = 2;
@@ -69,7 +69,7 @@ fn table(rule: &Message<'_>) -> u32 {
     rule.attributes.u32(TABLE).unwrap_or_else(|| rule.header.table.into())
 }
 
-fn record(rule: &Message<'_>, names: &Names) -> Record {
+pub(super) fn record(rule: &Message<'_>, names: &Names) -> Record {
     let Message { header, attributes } = rule;
     let mut record = Record::new();
     record.put("priority", attributes.u32(PRIORITY).unwrap_or(0));
@@ -189,17 +189,21 @@ fn put_action(record: &mut Record, rule: &Message<'_>) {
 pub(super) const COLUMNS: [&str; 5] = ["PRIORITY", "FROM", "TO", "SELECTOR", "ACTION"];
 
 pub(super) fn row(record: &Record) -> Vec<String> {
-    let prefix = |key: &str| match record.get(&format!("{key}len")) {
-        Some(length) => format!("{}/{length}", cell(record, key)),
-        None => cell(record, key),
-    };
     vec![
         cell(record, "priority"),
-        prefix("src"),
-        prefix("dst"),
+        prefix(record, "src"),
+        prefix(record, "dst"),
         words(record, &SELECTORS),
         words(record, &ACTIONS),
     ]
+}
+
+/// The source or the destination, with its length.
+pub(super) fn prefix(record: &Record, key: &str) -> String {
+    match record.get(&format!("{key}len")) {
+        Some(length) => format!("{}/{length}", cell(record, key)),
+        None => cell(record, key),
+    }
 }
 
 /// Keys and the word to print before their value; a key that stands for itself has no value.

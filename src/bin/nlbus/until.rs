@@ -1,0 +1,99 @@
+//! When a command that prints events ends.
+
+use std::future::pending;
+use std::time::Duration;
+
+use nlbus::endpoint::{Event, RequestError, Subscription};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use crate::connect::seconds;
+use crate::exit::Exit;
+
+/// Said in the help of each such command.
+pub(crate) const HELP: &str = "\
+SIGINT, SIGTERM and a closed standard output end it with 0, a lost connection with 6.";
+
+/// How long to go on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Until {
+    /// End after this many events.
+    #[arg(short = 'C', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after this many seconds: with 0 if an event came, and -C was not given; else with 4.
+    #[arg(short = 'W', long = "wait", value_name = "SECONDS", value_parser = seconds)]
+    wait: Option<Duration>,
+}
+
+/// The events of a subscription, for as long as it was said.
+pub(crate) struct Events {
+    subscription: Subscription,
+    signals: [Signal; 2],
+    deadline: Option<Instant>,
+    /// How many are still to come, if that was said.
+    left: Option<u64>,
+    any: bool,
+}
+
+/// What is to be done next.
+pub(crate) enum Next {
+    Event(Event),
+    End(Exit),
+}
+
+impl Until {
+    /// Time counts from now.
+    pub(crate) fn start(&self, subscription: Subscription) -> anyhow::Result<Events> {
+        let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        tracing::info!("subscribed");
+        Ok(Events {
+            subscription,
+            signals,
+            deadline: self.wait.map(|wait| Instant::now() + wait),
+            left: self.count,
+            any: false,
+        })
+    }
+}
+
+impl Events {
+    /// Waits for the next event, or for the end.
+    ///
+    /// # Errors
+    /// [`RequestError::Lost`] if the connection ends.
+    pub(crate) async fn next(&mut self) -> Result<Next, RequestError> {
+        if self.left == Some(0) {
+            return Ok(Next::End(Exit::Ok));
+        }
+        let [terminate, interrupt] = &mut self.signals;
+        tokio::select! {
+            // events may come without end
+            biased;
+            Some(()) = terminate.recv() => Ok(Next::End(Exit::Ok)),
+            Some(()) = interrupt.recv() => Ok(Next::End(Exit::Ok)),
+            () = until(self.deadline) => {
+                let enough = self.any && self.left.is_none();
+                Ok(Next::End(if enough { Exit::Ok } else { Exit::Timeout }))
+            }
+            event = self.subscription.next() => {
+                event.map(Next::Event).ok_or(RequestError::Lost(None))
+            }
+        }
+    }
+
+    /// An event was printed. Whether a further one is wanted.
+    pub(crate) fn printed(&mut self) -> bool {
+        self.any = true;
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(1);
+        }
+        self.left != Some(0)
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
