@@ -71,6 +71,8 @@ struct Socket {
     chunk_end: usize,
     /// The socket is full, and the writer task waits for it with its own waker.
     blocked: bool,
+    /// Nothing more is to be written: goodbye is said, or the socket has failed.
+    over: bool,
 }
 
 impl Outbox {
@@ -87,6 +89,7 @@ impl Outbox {
                 at: 0,
                 chunk_end: 0,
                 blocked: false,
+                over: false,
             }),
             room: Notify::new(),
             work: Notify::new(),
@@ -224,12 +227,20 @@ impl Outbox {
             self.flush();
         };
         self.close();
-        // the peer is told at once, also while somebody still holds this; one that cannot be told is gone
-        let mut socket = lock(&self.socket);
-        let _ = std::pin::Pin::new(&mut socket.writer)
-            .poll_shutdown(&mut Context::from_waker(Waker::noop()));
-        drop(socket);
+        self.say_goodbye();
         result
+    }
+
+    /// Tells the peer that nothing more comes, if all frames that were begun are written: under TLS that is
+    /// how it tells an end from a cut. Does not wait: a peer that leaves its socket full is not told.
+    fn say_goodbye(&self) {
+        let mut socket = lock(&self.socket);
+        if socket.over || socket.blocked || socket.at < socket.pending.len() {
+            return;
+        }
+        socket.over = true;
+        let mut context = Context::from_waker(Waker::noop());
+        let _ = std::pin::Pin::new(&mut socket.writer).poll_shutdown(&mut context);
     }
 
     /// Writes until nothing is left or the socket is full.
@@ -244,8 +255,14 @@ impl Outbox {
             let chunk = &socket.pending[socket.at..socket.chunk_end];
             match std::pin::Pin::new(&mut socket.writer).poll_write(context, chunk) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(0)) => {
+                    socket.over = true;
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                Poll::Ready(Err(error)) => {
+                    socket.over = true;
+                    return Poll::Ready(Err(error));
+                }
                 Poll::Ready(Ok(written)) => {
                     socket.at += written;
                     self.account(socket.pending.len() - socket.at);
@@ -297,6 +314,13 @@ impl Outbox {
             Some(length) if !self.greeted.load(Ordering::Relaxed) => at + length,
             _ => pending.len(),
         }
+    }
+}
+
+impl Drop for Outbox {
+    // also for a writer task that ended with its runtime
+    fn drop(&mut self) {
+        self.say_goodbye();
     }
 }
 

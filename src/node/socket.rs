@@ -35,14 +35,21 @@ enum End {
     Malformed(Malformed),
     /// Half a frame waited too long.
     HalfFrame,
+    /// The first frame did not come in time.
+    Silent,
     /// Writing failed, or somebody closed the outbox.
     Outbox,
     /// The node shuts down.
     Stopping,
 }
 
-/// Takes a connection in as a link, and serves it until it ends.
-pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream) {
+/// Takes a connection in as a link, and serves it until it ends. It ends early if there is no whole frame by
+/// `first_frame_by`.
+pub(super) async fn run_link(
+    shared: &Arc<Shared>,
+    stream: Stream,
+    first_frame_by: Option<Instant>,
+) {
     let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
     let outbox = Outbox::new(stream.writer, shared.options.outbox_bytes_max, false);
     let outbox = Arc::new(outbox);
@@ -70,7 +77,7 @@ pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream) {
         biased;
         () = shared.stopped(Stop::Drain) => End::Stopping,
         () = outbox.closed() => End::Outbox,
-        end = read_loop(shared, id, &mut reader, &mut router) => end,
+        end = read_loop(shared, id, &mut reader, first_frame_by, &mut router) => end,
     };
     let stopping = matches!(end, End::Stopping);
     if stopping {
@@ -106,6 +113,7 @@ fn report(id: LinkId, end: &End, written: io::Result<()>) {
     match (end, written) {
         (End::Malformed(malformed), _) => warn!(link = %id, %malformed, "closed: not a frame"),
         (End::HalfFrame, _) => warn!(link = %id, "closed: half a frame waited too long"),
+        (End::Silent, _) => info!(link = %id, "closed: the first frame did not come in time"),
         (End::Failed(error), _) => info!(link = %id, %error, "down"),
         (_, Err(error)) => info!(link = %id, %error, "down: cannot write"),
         (End::Closed(0) | End::Stopping | End::Outbox, Ok(())) => info!(link = %id, "down"),
@@ -113,22 +121,31 @@ fn report(id: LinkId, end: &End, written: io::Result<()>) {
     }
 }
 
-async fn read_loop(shared: &Shared, id: LinkId, reader: &mut Reader, router: &mut Router) -> End {
+async fn read_loop(
+    shared: &Shared,
+    id: LinkId,
+    reader: &mut Reader,
+    mut first_frame_by: Option<Instant>,
+    router: &mut Router,
+) -> End {
     let mut input = Input { reader, pool: &shared.pool, buffer: None, filled: 0, half: Vec::new() };
     let mut half_since: Option<Instant> = None;
     loop {
-        let read = match half_since {
+        let half_frame_by = half_since.map(|since| since + shared.options.half_frame_max);
+        let deadline = half_frame_by.into_iter().chain(first_frame_by).min();
+        let read = match deadline {
             None => input.read().await,
-            Some(since) => {
-                let deadline = since + shared.options.half_frame_max;
-                match timeout_at(deadline, input.read()).await {
-                    Ok(read) => read,
-                    Err(_) => {
-                        shared.counters.half_frames.fetch_add(1, Ordering::Relaxed);
-                        return End::HalfFrame;
-                    }
+            Some(deadline) => match timeout_at(deadline, input.read()).await {
+                Ok(read) => read,
+                Err(_) if first_frame_by == Some(deadline) => {
+                    shared.counters.silent.fetch_add(1, Ordering::Relaxed);
+                    return End::Silent;
                 }
-            }
+                Err(_) => {
+                    shared.counters.half_frames.fetch_add(1, Ordering::Relaxed);
+                    return End::HalfFrame;
+                }
+            },
         };
         match read {
             Ok(0) => return End::Closed(input.filled),
@@ -138,6 +155,9 @@ async fn read_loop(shared: &Shared, id: LinkId, reader: &mut Reader, router: &mu
         let handled = router.route(shared, id, input.bytes()).await;
         if let Some(malformed) = handled.fault {
             return End::Malformed(malformed);
+        }
+        if handled.consumed > 0 {
+            first_frame_by = None;
         }
         input.consume(handled.consumed);
         if input.filled == 0 {
