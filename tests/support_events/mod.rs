@@ -122,6 +122,11 @@ impl Program {
         }
     }
 
+    /// The line of standard error that contains `words`, if it has come.
+    pub(crate) fn error_line_so_far(&self, words: &str) -> Option<String> {
+        self.errors.try_iter().find(|line| line.contains(words))
+    }
+
     pub(crate) fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
