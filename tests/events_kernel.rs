@@ -1,5 +1,6 @@
 //! Events of a kernel in a network namespace, under many changes.
 
+#![cfg(feature = "cli")] // The helpers start the command, too.
 #![allow(clippy::unwrap_used)] // Helpers of tests, too, fail by panicking.
 
 mod support_events;
