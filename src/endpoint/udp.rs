@@ -31,7 +31,7 @@ impl UdpPusher {
     }
 
     /// Pushes `body` to an address; 0 is whoever subscribed. There are no names, and no parts: a body has
-    /// at most 65,463 bytes.
+    /// at most 65,460 bytes.
     ///
     /// # Errors
     /// What the system says: `EMSGSIZE` for a longer body, `ECONNREFUSED` if an earlier datagram found
