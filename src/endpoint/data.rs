@@ -28,6 +28,11 @@ fn payload_max(frame_max: usize) -> usize {
     (frame_max.max(LEGACY_FRAME_MAX) & !3).saturating_sub(PAYLOAD_OFFSET).min(PAYLOAD_MAX)
 }
 
+/// The longest body that goes into one frame of at most `frame_max` bytes.
+pub(super) fn whole_max(frame_max: usize) -> usize {
+    payload_max(frame_max) - HEADER_LEN
+}
+
 /// The frames of `body`, none longer than `frame_max`. [`flag::LAST`] in `head` is set on the last alone.
 pub(super) fn frames(
     head: EnvelopeHead,
@@ -35,7 +40,7 @@ pub(super) fn frames(
     body: &[u8],
     frame_max: usize,
 ) -> Vec<u8> {
-    let whole_max = payload_max(frame_max) - HEADER_LEN;
+    let whole_max = whole_max(frame_max);
     if body.len() <= whole_max {
         let mut out = Vec::with_capacity(PAYLOAD_OFFSET + HEADER_LEN + align4(body.len()));
         emit(head, data(numbers, 0, body.len()), body, &mut out);
