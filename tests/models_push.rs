@@ -254,7 +254,7 @@ async fn a_push_to_an_unknown_name_is_refused_and_one_to_nobody_reaches_subscrib
         for to in [0, 0x0001_7777] {
             pusher.push(Destination::Address(to), b"to whom it may concern").await.unwrap();
             match within(subscription.next()).await {
-                Some(Event::Message { from: 0, payload }) => {
+                Some(Event::Message { from: 0, payload, .. }) => {
                     assert_eq!(body_of(&payload), "to whom it may concern");
                 }
                 _ => panic!("no message"),

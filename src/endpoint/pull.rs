@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::data::{Numbers, frames};
+use super::data::{Numbers, frames, whole_max};
 use super::error::RequestError;
 use super::provide::{Incoming, ProvideOptions, Provider};
 use super::request::REQUEST_DEADLINE;
 use super::{Destination, Endpoint};
-use crate::wire::{address, mode};
+use crate::wire::{TooBig, address, mode};
 
 /// What was pushed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,14 +45,14 @@ impl Endpoint {
     pub async fn push(&self, to: impl Into<Destination>, body: &[u8]) -> Result<(), RequestError> {
         let link = &self.handle.0;
         let dst = self.resolve(to.into(), Some(REQUEST_DEADLINE)).await?;
+        let frame_max = link.frame_max();
+        let max = whole_max(frame_max);
+        if matches!(dst, address::SUBSCRIBERS | address::BROADCAST) && body.len() > max {
+            return Err(TooBig { length: body.len(), max }.into());
+        }
         let head = link.head(0, link.new_sequence(), dst, self.port);
         let numbers = Numbers { sequence: head.sequence, pid: head.pid };
-        let mut run = frames(head, numbers, body, link.frame_max());
-        if matches!(dst, address::SUBSCRIBERS | address::BROADCAST) && run.len() > link.frame_max()
-        {
-            let max = link.frame_max() - run_overhead();
-            return Err(crate::wire::TooBig { length: body.len(), max }.into());
-        }
+        let mut run = frames(head, numbers, body, frame_max);
         link.send(&mut run).await
     }
 
@@ -76,11 +76,6 @@ impl Endpoint {
         let options = ProvideOptions { mode: options.mode | mode::PULL, ..options };
         Ok(Puller { provider: self.provide_with(name, options).await? })
     }
-}
-
-/// What a frame has beside a body.
-const fn run_overhead() -> usize {
-    crate::wire::PAYLOAD_OFFSET + crate::wire::HEADER_LEN
 }
 
 impl Puller {

@@ -30,7 +30,9 @@ impl Namespace {
         if made.is_ok_and(|output| output.status.success()) {
             return Some(Self { name });
         }
-        eprintln!("skipped: cannot make a network namespace, which takes root and the command `ip`");
+        eprintln!(
+            "skipped: cannot make a network namespace, which takes root and the command `ip`"
+        );
         None
     }
 
@@ -84,6 +86,10 @@ impl Program {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nlbus"));
         command.args(arguments);
         Self::start(command)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// The next line of standard output.
