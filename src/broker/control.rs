@@ -228,7 +228,7 @@ impl Broker {
             Ok(address) => {
                 link.ports.insert(port, address);
                 link.provides += 1;
-                link.answers = true;
+                link.may_answer = true;
                 Ok(vec![(ControlAttribute::Addr, address)])
             }
             Err(ProvideError::Name) => {

@@ -83,8 +83,8 @@ pub(super) struct Link {
     pub(super) last_pick: Option<(Pick, Provider)>,
     /// How many names it provides.
     pub(super) provides: u32,
-    /// Has provided a name: may answer, also what it took before it withdrew.
-    pub(super) answers: bool,
+    /// It provides a name, or has: what it was asked before it withdrew, it may still answer.
+    pub(super) may_answer: bool,
     /// Numbers of subscriptions that were given back.
     pub(super) cids_free: Vec<u32>,
     /// The lowest number given out so far; they count down.
@@ -105,7 +105,7 @@ impl Link {
             ports: HashMap::new(),
             last_port: None,
             provides: 0,
-            answers: false,
+            may_answer: false,
             cids_free: Vec::new(),
             cid_next: cids,
             last_event: 0,

@@ -247,7 +247,7 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
-        if self.links.get(from).is_none_or(|link| !link.answers) {
+        if self.links.get(from).is_none_or(|link| !link.may_answer) {
             self.counters.forbidden += 1;
             let text = "only a provider may send to a return address";
             return self.bounce(from, head, frame, errno::EPERM, text, actions);

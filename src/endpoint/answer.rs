@@ -160,6 +160,14 @@ impl Request {
         self.offer_error(errno, text);
     }
 
+    /// Says that nobody is here any more, as the broker would have said; without waiting.
+    pub(super) fn give_back(self) {
+        self.close();
+        if self.asks() {
+            self.link.offer(nobody(&self.head), None);
+        }
+    }
+
     async fn send(&self, head: EnvelopeHead, body: &[u8]) -> Result<(), RequestError> {
         let frame_max = if self.asks() { self.link.frame_max() } else { LEGACY_FRAME_MAX };
         self.link.send(&mut frames(head, Numbers::of(&self.header), body, frame_max)).await

@@ -6,7 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::node::ReadError;
-use crate::transport::DialError;
+use crate::transport::{DialError, is_refusal};
+use crate::url::BusUrl;
 use crate::wire::{Malformed, TooBig, errno};
 
 /// Why a link could not be made.
@@ -24,9 +25,32 @@ pub enum ConnectError {
         /// What it said or did instead.
         source: RequestError,
     },
+    /// The TLS handshake passed here, and then the broker ended the connection: under TLS 1.3 that is how it
+    /// refuses this side's certificate.
+    #[error("{url} refused this side after the TLS handshake, most likely for its certificate")]
+    Refused {
+        /// What was asked for.
+        url: String,
+        /// How the connection ended: by an alert that says why, or just cut.
+        source: RequestError,
+    },
     /// The node inside this process takes no further link.
     #[error("the broker takes no further link")]
     Full,
+}
+
+impl ConnectError {
+    /// For a greeting over `url` that failed.
+    pub(super) fn of_greeting(url: &BusUrl, source: RequestError) -> Self {
+        let url_text = url.to_string();
+        let refused = url.is_tls()
+            && matches!(&source, RequestError::Lost(Some(why))
+                if matches!(&**why, ReadError::Io(error) if is_refusal(error)));
+        match refused {
+            true => Self::Refused { url: url_text, source },
+            false => Self::Greeting { url: url_text, source },
+        }
+    }
 }
 
 /// Why a request got no answer, or an answer that says no.

@@ -25,6 +25,9 @@ use crate::wire::{
 /// How long the last bytes of a dropped link may take to go out.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a peer that takes nothing any more is still read.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+
 /// A frame, and what it holds of its sender's credit while it lives.
 #[derive(Clone)]
 pub(super) struct Frame {
@@ -169,7 +172,14 @@ impl Link {
     /// together; over a socket all of them or none.
     pub(super) async fn send(&self, run: &mut [u8]) -> Result<(), RequestError> {
         let sent = match &self.sender {
-            Sender::Socket(writer) => writer.send(run).await,
+            Sender::Socket(writer) => {
+                let sent = writer.send(run).await;
+                if !sent {
+                    // the reader knows why
+                    self.ended().await;
+                }
+                sent
+            }
             Sender::Local(link) => link.send(run).await,
         };
         if sent { Ok(()) } else { Err(self.lost()) }
@@ -359,7 +369,7 @@ impl Link {
 }
 
 async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {
-    let read = async {
+    let mut read = std::pin::pin!(async {
         loop {
             match &mut receiver {
                 Receiver::Socket(reader) => match reader.next().await {
@@ -377,7 +387,7 @@ async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {
                 },
             }
         }
-    };
+    });
     let closed = async {
         match &link.sender {
             Sender::Socket(writer) => writer.closed().await,
@@ -385,8 +395,9 @@ async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {
         }
     };
     let why = tokio::select! {
-        why = read => why,
-        () = closed => None,
+        why = &mut read => why,
+        // it cannot be written any more, but it may still say why
+        () = closed => timeout(LAST_WORDS_MAX, read).await.unwrap_or(None),
         () = link.closing.notified() => None,
     };
     if let Some(error) = &why {

@@ -105,7 +105,8 @@ impl Endpoint {
     /// Connects to a broker by URL, such as `tcp://127.0.0.1:9824` or `unix:///run/nlbus.sock`.
     ///
     /// # Errors
-    /// [`ConnectError::Dial`] if nobody is there, [`ConnectError::Greeting`] if somebody else is.
+    /// [`ConnectError::Dial`] if nobody is there, [`ConnectError::Refused`] if the broker does not take this
+    /// side's certificate, [`ConnectError::Greeting`] if it is no broker.
     ///
     /// Cancel-safe: dropped before it returns, nothing stays open.
     pub async fn connect(url: &BusUrl) -> Result<Self, ConnectError> {
@@ -125,7 +126,7 @@ impl Endpoint {
         let endpoint = Self::start(Sender::Socket(writer), Receiver::Socket(reader));
         match endpoint.greet(options.greeting_max).await {
             Ok(()) => Ok(endpoint),
-            Err(source) => Err(ConnectError::Greeting { url: url.to_string(), source }),
+            Err(source) => Err(ConnectError::of_greeting(url, source)),
         }
     }
 

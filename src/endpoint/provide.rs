@@ -232,6 +232,12 @@ impl Publisher {
 impl Drop for Provider {
     fn drop(&mut self) {
         self.handle.0.remove_provider(self.port);
+        self.requests.close();
+        while let Ok(queued) = self.requests.try_recv() {
+            if let Incoming::Request(request) = queued.incoming {
+                request.give_back();
+            }
+        }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (handle, port, name) = (Arc::clone(&self.handle), self.port, self.name.clone());
         runtime.spawn(async move {

@@ -1,10 +1,11 @@
 //! Taking connections in.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-use tracing::{Instrument, info, info_span, warn};
+use tokio::time::{Instant, timeout};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{Node, Shared, Stop, socket};
 use crate::transport::{Accepted, ListenError, ListenOptions, Listener, is_transient};
@@ -30,12 +31,13 @@ impl Node {
         let shared = Arc::clone(&self.shared);
         let busy = shared.busy.hold();
         let handshake_max = options.handshake_timeout;
+        let first_frame_max = bound.is_tls().then_some(shared.options.first_frame_max);
         let span = info_span!("listener", url = %bound);
         let work = async move {
             let _busy = busy;
             info!("listening");
             tokio::select! {
-                () = accept_loop(&shared, &listener, handshake_max) => {}
+                () = accept_loop(&shared, &listener, handshake_max, first_frame_max) => {}
                 () = shared.stopped(Stop::Drain) => info!("closed"),
             }
         };
@@ -44,16 +46,22 @@ impl Node {
     }
 }
 
-async fn accept_loop(shared: &Arc<Shared>, listener: &Listener, handshake_max: Duration) {
+async fn accept_loop(
+    shared: &Arc<Shared>,
+    listener: &Listener,
+    handshake_max: Duration,
+    first_frame_max: Option<Duration>,
+) {
     loop {
         match listener.accept().await {
             Ok(accepted) => {
                 let shared = Arc::clone(shared);
                 let busy = shared.busy.hold();
                 let span = info_span!(parent: None, "link", peer = %accepted.peer().address);
+                let first_frame_by = first_frame_max.map(|max| Instant::now() + max);
                 let work = async move {
                     let _busy = busy;
-                    welcome(&shared, accepted, handshake_max).await;
+                    welcome(&shared, accepted, handshake_max, first_frame_by).await;
                 };
                 tokio::spawn(work.instrument(span));
             }
@@ -69,15 +77,23 @@ async fn accept_loop(shared: &Arc<Shared>, listener: &Listener, handshake_max: D
     }
 }
 
-async fn welcome(shared: &Arc<Shared>, accepted: Accepted, handshake_max: Duration) {
+async fn welcome(
+    shared: &Arc<Shared>,
+    accepted: Accepted,
+    handshake_max: Duration,
+    first_frame_by: Option<Instant>,
+) {
     let handshake = timeout(handshake_max, accepted.handshake());
     let stream = tokio::select! {
         stream = handshake => stream,
         () = shared.stopped(Stop::Drain) => return,
     };
     match stream {
-        Ok(Ok(stream)) => socket::run_link(shared, stream).await,
-        Ok(Err(error)) => info!(%error, "refused: the handshake failed"),
+        Ok(Ok(stream)) => socket::run_link(shared, stream, first_frame_by).await,
+        Ok(Err(error)) => {
+            let source = error.source().map(tracing::field::display);
+            info!(%error, source, "refused: the handshake failed");
+        }
         Err(_) => info!("refused: no handshake within {handshake_max:?}"),
     }
 }

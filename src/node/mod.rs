@@ -62,6 +62,8 @@ pub struct NodeCounters {
     pub stalled: u64,
     /// Links that were closed because the beginning of a frame waited too long for its end.
     pub half_frames: u64,
+    /// TLS connections that were closed because their first frame did not come in time.
+    pub silent: u64,
 }
 
 type EventsHook = Box<dyn Fn(bool) + Send + Sync>;
@@ -94,6 +96,7 @@ struct Counters {
     shed: AtomicU64,
     stalled: AtomicU64,
     half_frames: AtomicU64,
+    silent: AtomicU64,
 }
 
 /// How far the shutdown has come.
@@ -141,6 +144,7 @@ impl Node {
             shed: counters.shed.load(Ordering::Relaxed),
             stalled: counters.stalled.load(Ordering::Relaxed),
             half_frames: counters.half_frames.load(Ordering::Relaxed),
+            silent: counters.silent.load(Ordering::Relaxed),
         }
     }
 

@@ -20,6 +20,10 @@ pub struct NodeOptions {
     pub credit_frames_max: usize,
     /// How long the beginning of a frame waits for its end before the link is closed. Default 30 s.
     pub half_frame_max: Duration,
+    /// How long a TLS connection may take from being accepted to its first whole frame, handshake included,
+    /// before it is closed. Default 5 s. Plain connections are left alone: a client of the original may
+    /// connect and say nothing until it has something to send.
+    pub first_frame_max: Duration,
     /// How long an answer waits for room at an asker that does not read before that asker's link is
     /// closed. Default 10 s.
     pub reply_hold_max: Duration,
@@ -35,6 +39,7 @@ impl Default for NodeOptions {
             credit_bytes_max: 1 << 20,
             credit_frames_max: 1_024,
             half_frame_max: Duration::from_secs(30),
+            first_frame_max: Duration::from_secs(5),
             reply_hold_max: Duration::from_secs(10),
             spare_buffers_max: 16,
         }

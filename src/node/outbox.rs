@@ -71,6 +71,8 @@ struct Socket {
     chunk_end: usize,
     /// The socket is full, and the writer task waits for it with its own waker.
     blocked: bool,
+    /// Nothing more is to be written: goodbye is said, or the socket has failed.
+    over: bool,
 }
 
 impl Outbox {
@@ -87,6 +89,7 @@ impl Outbox {
                 at: 0,
                 chunk_end: 0,
                 blocked: false,
+                over: false,
             }),
             room: Notify::new(),
             work: Notify::new(),
@@ -196,7 +199,7 @@ impl Outbox {
     }
 
     /// The writer task: takes over whenever the socket is full. Ends when the outbox is closed, and
-    /// closes it when the socket fails. Cancel-safe.
+    /// closes it when the socket fails; then the peer reads the end. Cancel-safe.
     ///
     /// # Errors
     /// What the socket said.
@@ -220,9 +223,24 @@ impl Outbox {
                 },
                 () = self.closed() => break Ok(()),
             }
+            // what was pushed while this task had the socket, its pusher has left to this task
+            self.flush();
         };
         self.close();
+        self.say_goodbye();
         result
+    }
+
+    /// Tells the peer that nothing more comes, if all frames that were begun are written: under TLS that is
+    /// how it tells an end from a cut. Does not wait: a peer that leaves its socket full is not told.
+    fn say_goodbye(&self) {
+        let mut socket = lock(&self.socket);
+        if socket.over || socket.blocked || socket.at < socket.pending.len() {
+            return;
+        }
+        socket.over = true;
+        let mut context = Context::from_waker(Waker::noop());
+        let _ = std::pin::Pin::new(&mut socket.writer).poll_shutdown(&mut context);
     }
 
     /// Writes until nothing is left or the socket is full.
@@ -237,8 +255,14 @@ impl Outbox {
             let chunk = &socket.pending[socket.at..socket.chunk_end];
             match std::pin::Pin::new(&mut socket.writer).poll_write(context, chunk) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(0)) => {
+                    socket.over = true;
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                Poll::Ready(Err(error)) => {
+                    socket.over = true;
+                    return Poll::Ready(Err(error));
+                }
                 Poll::Ready(Ok(written)) => {
                     socket.at += written;
                     self.account(socket.pending.len() - socket.at);
@@ -293,6 +317,13 @@ impl Outbox {
     }
 }
 
+impl Drop for Outbox {
+    // also for a writer task that ended with its runtime
+    fn drop(&mut self) {
+        self.say_goodbye();
+    }
+}
+
 /// The lengths of the frames in `run`, which holds whole ones.
 pub(super) fn frame_lengths(run: &[u8]) -> impl Iterator<Item = usize> {
     let mut rest = run;
@@ -315,4 +346,82 @@ pub(super) fn overrun(count: u32) -> Vec<u8> {
         unreachable!("20 bytes are below {}", too_big.max);
     });
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::pin::Pin;
+    use std::sync::{Arc, OnceLock};
+    use std::time::Duration;
+
+    /// A socket that is full once. When it is flushed for the first time after that, somebody else pushes.
+    struct Scripted {
+        full: bool,
+        outbox: Arc<OnceLock<Arc<Outbox>>>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl AsyncWrite for Scripted {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            if std::mem::take(&mut self.full) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            lock(&self.written).extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if lock(&self.written).len() == 28
+                && let Some(outbox) = self.outbox.get()
+            {
+                // the socket is taken: the flush leaves it to whoever has it
+                outbox.push(&frame(2), Delivery::Hold);
+                outbox.flush();
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn frame(sequence: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        EnvelopeHead { sequence, ..EnvelopeHead::default() }.emit(b"", &mut out).unwrap();
+        out
+    }
+
+    #[tokio::test]
+    async fn what_is_pushed_while_another_has_the_socket_is_written_without_a_further_push() {
+        for full in [false, true] {
+            let (place, written) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(Vec::new())));
+            let socket =
+                Scripted { full, outbox: Arc::clone(&place), written: Arc::clone(&written) };
+            let outbox = Arc::new(Outbox::new(Box::new(socket), 1_000, true));
+            place.set(Arc::clone(&outbox)).map_err(|_| "set once").unwrap();
+            let writer = tokio::spawn({
+                let outbox = Arc::clone(&outbox);
+                async move { outbox.write_loop().await }
+            });
+            outbox.push(&frame(1), Delivery::Hold);
+            outbox.flush();
+            let drained = tokio::time::timeout(Duration::from_secs(60), async {
+                while lock(&written).len() < 56 {
+                    tokio::task::yield_now().await;
+                }
+            });
+            drained.await.expect("the second frame is stuck");
+            assert_eq!(*lock(&written), [frame(1), frame(2)].concat());
+            outbox.close();
+            writer.await.unwrap().unwrap();
+        }
+    }
 }

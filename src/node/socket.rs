@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Instant, timeout_at};
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::outbox::Outbox;
@@ -18,6 +19,11 @@ use super::{Shared, Stop, lock};
 use crate::broker::{LinkId, LinkKind};
 use crate::transport::Stream;
 use crate::wire::Malformed;
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// How long a peer may take to read its last answers and close when the node shuts down.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Why a link ended.
 enum End {
@@ -29,14 +35,21 @@ enum End {
     Malformed(Malformed),
     /// Half a frame waited too long.
     HalfFrame,
+    /// The first frame did not come in time.
+    Silent,
     /// Writing failed, or somebody closed the outbox.
     Outbox,
     /// The node shuts down.
     Stopping,
 }
 
-/// Takes a connection in as a link, and serves it until it ends.
-pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream) {
+/// Takes a connection in as a link, and serves it until it ends. It ends early if there is no whole frame by
+/// `first_frame_by`.
+pub(super) async fn run_link(
+    shared: &Arc<Shared>,
+    stream: Stream,
+    first_frame_by: Option<Instant>,
+) {
     let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
     let outbox = Outbox::new(stream.writer, shared.options.outbox_bytes_max, false);
     let outbox = Arc::new(outbox);
@@ -58,27 +71,49 @@ pub(super) async fn run_link(shared: &Arc<Shared>, stream: Stream) {
         async move { outbox.write_loop().await }
     });
     let mut router = Router::default();
+    let mut reader = stream.reader;
     let end = tokio::select! {
-        end = read_loop(shared, id, stream.reader, &mut router) => end,
-        () = outbox.closed() => End::Outbox,
+        // a shutdown closes the outbox too: it is to be seen as what it is
+        biased;
         () = shared.stopped(Stop::Drain) => End::Stopping,
+        () = outbox.closed() => End::Outbox,
+        end = read_loop(shared, id, &mut reader, first_frame_by, &mut router) => end,
     };
-    if matches!(end, End::Stopping) {
+    let stopping = matches!(end, End::Stopping);
+    if stopping {
+        let discarding = async {
+            discard(&mut reader).await;
+            // a peer that has said all may still listen
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = shared.stopped(Stop::Close) => {}
             () = outbox.closed() => {}
+            () = discarding => {}
         }
     }
     link_down(shared, id);
     outbox.close();
     let written = writer.await.unwrap_or(Ok(()));
+    if stopping {
+        // now the peer reads the end; one that does not close then has had its time
+        let _ = timeout(LINGER, discard(&mut reader)).await;
+    }
     report(id, &end, written);
+}
+
+/// Reads and forgets until the peer closes. A socket that is closed with bytes unread, or gets some
+/// later, resets the connection, and what is on its way to the peer is lost.
+async fn discard(reader: &mut Reader) {
+    let mut bytes = [0; 1_024];
+    while reader.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
 }
 
 fn report(id: LinkId, end: &End, written: io::Result<()>) {
     match (end, written) {
         (End::Malformed(malformed), _) => warn!(link = %id, %malformed, "closed: not a frame"),
         (End::HalfFrame, _) => warn!(link = %id, "closed: half a frame waited too long"),
+        (End::Silent, _) => info!(link = %id, "closed: the first frame did not come in time"),
         (End::Failed(error), _) => info!(link = %id, %error, "down"),
         (_, Err(error)) => info!(link = %id, %error, "down: cannot write"),
         (End::Closed(0) | End::Stopping | End::Outbox, Ok(())) => info!(link = %id, "down"),
@@ -89,24 +124,28 @@ fn report(id: LinkId, end: &End, written: io::Result<()>) {
 async fn read_loop(
     shared: &Shared,
     id: LinkId,
-    reader: Box<dyn AsyncRead + Send + Unpin>,
+    reader: &mut Reader,
+    mut first_frame_by: Option<Instant>,
     router: &mut Router,
 ) -> End {
     let mut input = Input { reader, pool: &shared.pool, buffer: None, filled: 0, half: Vec::new() };
     let mut half_since: Option<Instant> = None;
     loop {
-        let read = match half_since {
+        let half_frame_by = half_since.map(|since| since + shared.options.half_frame_max);
+        let deadline = half_frame_by.into_iter().chain(first_frame_by).min();
+        let read = match deadline {
             None => input.read().await,
-            Some(since) => {
-                let deadline = since + shared.options.half_frame_max;
-                match timeout_at(deadline, input.read()).await {
-                    Ok(read) => read,
-                    Err(_) => {
-                        shared.counters.half_frames.fetch_add(1, Ordering::Relaxed);
-                        return End::HalfFrame;
-                    }
+            Some(deadline) => match timeout_at(deadline, input.read()).await {
+                Ok(read) => read,
+                Err(_) if first_frame_by == Some(deadline) => {
+                    shared.counters.silent.fetch_add(1, Ordering::Relaxed);
+                    return End::Silent;
                 }
-            }
+                Err(_) => {
+                    shared.counters.half_frames.fetch_add(1, Ordering::Relaxed);
+                    return End::HalfFrame;
+                }
+            },
         };
         match read {
             Ok(0) => return End::Closed(input.filled),
@@ -116,6 +155,9 @@ async fn read_loop(
         let handled = router.route(shared, id, input.bytes()).await;
         if let Some(malformed) = handled.fault {
             return End::Malformed(malformed);
+        }
+        if handled.consumed > 0 {
+            first_frame_by = None;
         }
         input.consume(handled.consumed);
         if input.filled == 0 {
@@ -129,7 +171,7 @@ async fn read_loop(
 /// What a link has sent and nobody has looked at yet. While nothing arrives, the shared buffer goes back
 /// to the pool, and only the beginning of a frame is kept.
 struct Input<'p> {
-    reader: Box<dyn AsyncRead + Send + Unpin>,
+    reader: &'p mut Reader,
     pool: &'p BufferPool,
     buffer: Option<Box<[u8]>>,
     /// How many bytes of the buffer, or of `half` while there is none, are waiting.
@@ -144,7 +186,7 @@ impl Input<'_> {
         poll_fn(|context| {
             let mut buffer = self.take_buffer();
             let mut room = ReadBuf::new(&mut buffer[self.filled..]);
-            let read = Pin::new(&mut self.reader).poll_read(context, &mut room);
+            let read = Pin::new(&mut *self.reader).poll_read(context, &mut room);
             let count = room.filled().len();
             if read.is_pending() {
                 self.half.extend_from_slice(&buffer[..self.filled]);

@@ -393,6 +393,23 @@ pub fn is_transient(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| TRANSIENT.contains(&errno))
 }
 
+/// Whether an error of the first read of a dialed TLS stream means that the peer refused this side: it
+/// sent an alert, or cut the connection.
+///
+/// Under TLS 1.3 a server looks at the client's certificate when the client is done already, so that
+/// [`dial`](super::dial) succeeds. The alert that follows can get lost in the reset of the connection.
+pub fn is_refusal(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let cut = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof
+    );
+    cut || matches!(inner, Some(rustls::Error::AlertReceived(_)))
+}
+
 fn host_text(url: &BusUrl) -> String {
     url.host().map(ToString::to_string).unwrap_or_default()
 }

@@ -49,7 +49,7 @@ mod tls;
 mod udp;
 mod unix;
 
-pub use error::{DialError, HandshakeError, ListenError, TlsError, is_transient};
+pub use error::{DialError, HandshakeError, ListenError, TlsError, is_refusal, is_transient};
 pub use options::{
     BACKLOG, CONNECT_TIMEOUT, DialOptions, HANDSHAKE_TIMEOUT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL,
     KEEPALIVE_RETRIES, Keepalive, ListenOptions, SocketOptions,

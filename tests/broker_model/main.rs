@@ -32,9 +32,8 @@ struct Link {
     frame_max: usize,
     /// `Some` is a subsystem's address, `None` stands for a return address.
     ports: BTreeMap<u32, Option<u32>>,
+    has_provided: bool,
     subscriptions: BTreeMap<u32, Filter>,
-    /// Has provided a name.
-    answers: bool,
 }
 
 impl Link {
@@ -134,7 +133,7 @@ impl Model {
                 let address = known(self, name);
                 let link = self.links.get_mut(&from).unwrap();
                 link.ports.insert(port, address);
-                link.answers = true;
+                link.has_provided = true;
                 assert_eq!(said.addr, address);
             }
             Step::Remove(name, port) => {
@@ -200,7 +199,7 @@ impl Model {
 
     fn reply(&mut self, from: Serial, frame: &[u8], got: &[Got]) {
         let head = support_node::frames::head_of(frame);
-        if !self.links[&from].answers {
+        if !self.links[&from].has_provided {
             self.counters.forbidden += 1;
             return self.bounced(from, frame, got, errno::EPERM);
         }
@@ -354,6 +353,7 @@ impl World {
                     greeted: kind.carrier == Carrier::Local,
                     frame_max,
                     ports: BTreeMap::new(),
+                    has_provided: false,
                     subscriptions: BTreeMap::new(),
                 };
                 let same = self.model.links.values().any(|other| other.id.index() == id.index());

@@ -1,6 +1,7 @@
 //! A network namespace, the served kernel of it, and programs whose lines are read one by one.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 use std::io::{BufRead, BufReader, Write as _};
@@ -126,6 +127,11 @@ impl Program {
                 return line;
             }
         }
+    }
+
+    /// The line of standard error that contains `words`, if it has come.
+    pub(crate) fn error_line_so_far(&self, words: &str) -> Option<String> {
+        self.errors.try_iter().find(|line| line.contains(words))
     }
 
     pub(crate) fn stdin(&mut self) -> ChildStdin {

@@ -1,6 +1,6 @@
 //! A network namespace for one test.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -92,17 +92,19 @@ impl Netns {
     pub(crate) fn descriptors(&self, protocol: u16) -> Vec<OwnedFd> {
         let process = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
         let sockets = self.sockets(protocol);
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc/self/fd").unwrap() {
-            let entry = entry.unwrap();
+        let is_one = |entry: &DirEntry| {
             let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
-            let ours = sockets.iter().any(|socket| target == format!("socket:[{}]", socket.inode));
-            let number = entry.file_name().into_string().unwrap().parse().unwrap();
-            if ours {
-                found.push(pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap());
-            }
-        }
-        found
+            sockets.iter().any(|socket| target == format!("socket:[{}]", socket.inode))
+        };
+        // the whole list first: duplicates would be listed as well
+        let entries: Vec<_> = fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap).collect();
+        let numbers = entries.iter().filter(|entry| is_one(entry)).map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            name.parse().unwrap()
+        });
+        let numbers: Vec<_> = numbers.collect();
+        let duplicate = |number| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).unwrap();
+        numbers.into_iter().map(duplicate).collect()
     }
 
     /// `10.64.0.1` and those after it, on a device of their own that is up.
@@ -132,17 +134,15 @@ impl Netns {
 
     /// The sockets of a netlink protocol; the kernel's own, of port 0, are left out.
     pub(crate) fn sockets(&self, protocol: u16) -> Vec<Listed> {
-        let table = self.inside(|| fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
-        let listed = table.lines().skip(1).map(|line| {
-            let columns: Vec<_> = line.split_whitespace().collect();
-            Listed {
-                protocol: columns[1].parse().unwrap(),
-                port_id: columns[2].parse().unwrap(),
-                groups: u32::from_str_radix(columns[3], 16).unwrap(),
-                inode: columns[9].parse().unwrap(),
+        // the kernel walks a table that all namespaces share, and a walk may miss some when it grows
+        let mut before = self.inside(|| listed(protocol));
+        loop {
+            let now = self.inside(|| listed(protocol));
+            if now == before {
+                return now;
             }
-        });
-        listed.filter(|socket| socket.protocol == protocol && socket.port_id != 0).collect()
+            before = now;
+        }
     }
 
     fn path(&self) -> String {
@@ -159,6 +159,25 @@ impl Drop for Netns {
 /// `10.64.0.0` and those after it.
 pub(crate) fn address(number: u32) -> std::net::Ipv4Addr {
     (0x0a40_0000 + number).into()
+}
+
+/// What this thread's namespace lists, in the order of port ids.
+fn listed(protocol: u16) -> Vec<Listed> {
+    let table = fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let listed = table.lines().skip(1).map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        Listed {
+            protocol: columns[1].parse().unwrap(),
+            port_id: columns[2].parse().unwrap(),
+            groups: u32::from_str_radix(columns[3], 16).unwrap(),
+            inode: columns[9].parse().unwrap(),
+        }
+    });
+    let mut found: Vec<_> =
+        listed.filter(|socket| socket.protocol == protocol && socket.port_id != 0).collect();
+    found.sort_by_key(|socket| socket.port_id);
+    found.dedup();
+    found
 }
 
 #[track_caller]

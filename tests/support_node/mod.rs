@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 pub(crate) mod bus;
+pub(crate) mod fake;
 pub(crate) mod frames;
 pub(crate) mod peer;

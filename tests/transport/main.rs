@@ -1,6 +1,7 @@
 //! Dialing and listening by URL, on real sockets of this host.
 
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
+#![allow(clippy::print_stdout, reason = "a test that is skipped says why")]
 
 use std::fs;
 use std::io;

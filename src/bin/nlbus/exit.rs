@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use nlbus::endpoint::{ConnectError, RequestError};
 use nlbus::service::netlink::KernelError;
-use nlbus::transport::{DialError, ListenError};
+use nlbus::transport::{DialError, HandshakeError, ListenError};
 use nlbus::wire::errno;
 
 /// Shown at the end of `nlbus --help`.
@@ -14,7 +14,11 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 refused, 4 timeout, 5 not found, 6 connec
 
 Example:
   nlbus serve tcp://127.0.0.1:9824 &
-  nlbus show addr -u tcp://127.0.0.1:9824";
+  nlbus show addr -u tcp://127.0.0.1:9824
+
+  tools/certs.sh certs    # a ca, and certificates for a server and a client
+  nlbus serve tls://localhost --cert certs/server.crt --key certs/server.key --ca certs/ca.crt &
+  nlbus show addr -u tls://localhost --cert certs/client.crt --key certs/client.key --ca certs/ca.crt";
 
 /// How the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,7 @@ impl Exit {
         } else if let Some(error) = cause.downcast_ref::<ConnectError>() {
             match error {
                 ConnectError::Dial(error) => Self::of_dial(error),
+                ConnectError::Refused { .. } => Some(Self::Refused),
                 _ => None,
             }
         } else if let Some(error) = cause.downcast_ref::<DialError>() {
@@ -99,13 +104,29 @@ impl Exit {
             DialError::Refused { .. } | DialError::PermissionDenied { .. } => Some(Self::Refused),
             DialError::Timeout { .. } => Some(Self::Timeout),
             DialError::NotFound { .. } | DialError::Resolve { .. } => Some(Self::NotFound),
+            DialError::TlsMissing { .. }
+            | DialError::ServerNameMissing { .. }
+            | DialError::InvalidServerName { .. } => Some(Self::Usage),
+            DialError::Tls { source, .. } => Self::of_handshake(source),
             _ => None,
+        }
+    }
+
+    fn of_handshake(error: &HandshakeError) -> Option<Self> {
+        match error {
+            HandshakeError::NoCertificate { .. }
+            | HandshakeError::Certificate { .. }
+            | HandshakeError::RefusedByPeer { .. } => Some(Self::Refused),
+            HandshakeError::Timeout { .. } => Some(Self::Timeout),
+            HandshakeError::Io { .. } => Some(Self::Lost),
+            _ => Some(Self::Failed),
         }
     }
 
     fn of_listen(error: &ListenError) -> Option<Self> {
         match error {
             ListenError::PermissionDenied { .. } => Some(Self::Refused),
+            ListenError::TlsMissing { .. } => Some(Self::Usage),
             ListenError::Resolve { .. } | ListenError::NotFound { .. } => Some(Self::NotFound),
             _ => None,
         }

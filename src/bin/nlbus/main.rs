@@ -1,6 +1,7 @@
 //! The `nlbus` command: parse, set up logging, call the library.
 
 mod body;
+mod config;
 mod connect;
 mod decode;
 mod demo;
@@ -14,6 +15,7 @@ mod request;
 mod serve;
 mod show;
 mod subscribe;
+mod tls;
 mod until;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -37,6 +39,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for the life of the process")]
 enum Command {
     Serve(serve::Args),
     Show(show::Args),

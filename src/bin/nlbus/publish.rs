@@ -42,7 +42,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         Some(group) => endpoint.publish_to_group(group, &payload).await?,
         None => endpoint.publish(&payload).await?,
     }
-    endpoint.flush(args.connect.timeout).await?;
+    endpoint.flush(args.connect.timeout()).await?;
     Ok(Exit::Ok)
 }
 

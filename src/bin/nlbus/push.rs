@@ -35,16 +35,16 @@ Example:
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let pushed = body::read(&args.body)?;
     let to = args.to.unwrap_or(Destination::Address(0));
-    if args.connect.url.transport() == TransportKind::Udp {
+    if args.connect.url().transport() == TransportKind::Udp {
         let Destination::Address(address) = to else {
             let text = "over udp there are no names; give an address, such as --to 0x00010003";
             return Err(UsageError(text.to_owned()).into());
         };
-        UdpPusher::connect(&args.connect.url).await?.push(address, &pushed).await?;
+        UdpPusher::connect(&args.connect.url()).await?.push(address, &pushed).await?;
         return Ok(Exit::Ok);
     }
     let endpoint = args.connect.endpoint().await?;
     endpoint.push(to, &pushed).await?;
-    endpoint.flush(args.connect.timeout).await?;
+    endpoint.flush(args.connect.timeout()).await?;
     Ok(Exit::Ok)
 }

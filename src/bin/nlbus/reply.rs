@@ -59,7 +59,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let endpoint = args.connect.endpoint().await?;
     let mut provider = endpoint.provide(&args.name).await?;
     writeln!(io::stdout(), "answering {} at {:#010x}", args.name, provider.address())?;
-    let flush_max = args.connect.timeout;
+    let flush_max = args.connect.timeout();
     let places = Arc::new(Semaphore::new(args.jobs.into()));
     let args = Arc::new(args);
     let mut jobs = JoinSet::new();

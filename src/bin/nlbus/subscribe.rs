@@ -10,17 +10,15 @@ use nlbus::wire::{Key, Message, Messages, nlm};
 use serde_json::{Map, Value, json};
 
 use crate::connect::Connect;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::until::{self, Next, Until};
 
 /// Print what is broadcast on the bus: what programs publish, and what subsystems tell.
 #[derive(Debug, clap::Args)]
 #[command(after_help = help())]
+// with certificates, --key names a file too: it is one option for both
+#[command(mut_arg("key", |key| key.value_name("OFFSET:KEY:MASK|FILE").help(KEY_HELP).long_help(None)))]
 pub(crate) struct Args {
-    /// Only events with these bits: the little-endian u32 at OFFSET of the payload, masked, equals KEY, masked.
-    /// All must match. Numbers are decimal, or hexadecimal after 0x.
-    #[arg(long = "key", value_name = "OFFSET:KEY:MASK")]
-    keys: Vec<KeyArg>,
     /// Only what this subsystem tells.
     #[arg(long, value_name = "NAME")]
     from: Option<String>,
@@ -35,6 +33,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     connect: Connect,
 }
+
+const KEY_HELP: &str = "\
+Only events with these bits: the little-endian u32 at OFFSET of the payload, masked, equals KEY, masked. All must match. \
+Numbers are decimal, or hexadecimal after 0x. What has no colon, or begins with a slash or a dot, is the file of the \
+private key";
 
 fn help() -> String {
     format!(
@@ -99,8 +102,13 @@ fn number(text: &str) -> Result<u32, ParseIntError> {
     }
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
-    let mut filter = args.keys.iter().fold(Filter::all(), |filter, key| filter.key(key.0));
+pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
+    let mut filter = Filter::all();
+    for condition in args.connect.take_conditions()? {
+        let key: KeyArg =
+            condition.parse().map_err(|error| UsageError(format!("--key {error}")))?;
+        filter = filter.key(key.0);
+    }
     if let Some(from) = args.from {
         filter = filter.from(from);
     }

@@ -97,3 +97,46 @@ async fn until(deadline: Option<Instant>) {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nlbus::endpoint::{Endpoint, Filter};
+    use nlbus::node::{Node, NodeOptions};
+
+    use super::*;
+
+    /// How a command ends that was sent `sent` events and then none.
+    async fn end(count: Option<u64>, wait: Option<u64>, sent: usize) -> (usize, Exit) {
+        let node = Node::new(NodeOptions::default());
+        let endpoint = Endpoint::attach(&node).unwrap();
+        let subscription = endpoint.subscribe(Filter::all()).await.unwrap();
+        let until = Until { count, wait: wait.map(Duration::from_secs) };
+        let mut events = until.start(subscription).unwrap();
+        for _ in 0..sent {
+            endpoint.publish(b"").await.unwrap();
+        }
+        let mut printed = 0;
+        loop {
+            match events.next().await.unwrap() {
+                Next::End(exit) => return (printed, exit),
+                Next::Event(_) => {
+                    printed += 1;
+                    events.printed();
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_is_enough_if_something_came_or_as_much_as_was_asked_for() {
+        for (count, wait, sent, expected) in [
+            (None, Some(9), 0, (0, Exit::Timeout)),
+            (None, Some(9), 1, (1, Exit::Ok)),
+            (Some(2), Some(9), 1, (1, Exit::Timeout)),
+            (Some(2), Some(9), 3, (2, Exit::Ok)),
+            (Some(2), None, 2, (2, Exit::Ok)),
+        ] {
+            assert_eq!(end(count, wait, sent).await, expected, "{count:?} {wait:?} {sent}");
+        }
+    }
+}

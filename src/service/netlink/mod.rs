@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::endpoint::{Endpoint, Incoming, ProvideOptions, Provider, Request, RequestError};
 use crate::wire::{Header, errno};
@@ -142,17 +142,42 @@ impl Kernel {
         let address = provider.address();
         let hook = monitor.switch();
         endpoint.on_events_wanted(move |wanted| hook.set(wanted));
+        let span = info_span!(parent: None, "netlink", subsystem = name, protocol);
+        let events = monitor.run(provider.publisher());
+        self.confined.spawn(events.instrument(span.clone()));
+        self.answer(provider, protocol, span);
+        Ok(address)
+    }
+
+    /// Provides what [`serve`](Self::serve) of another kernel in the same namespace provides, for those
+    /// links only that may have the subsystem changed. Requests alone: events are that one's.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve). Not cancel-safe likewise.
+    pub async fn serve_writers(
+        &self,
+        endpoint: &Endpoint,
+        name: &str,
+        protocol: u16,
+    ) -> Result<u32, KernelError> {
+        let provider = endpoint
+            .provide_with(name, ProvideOptions::default().raw().write())
+            .await
+            .map_err(|source| KernelError::Provide { name: name.to_owned(), source })?;
+        let address = provider.address();
+        let span = info_span!(parent: None, "netlink", subsystem = name, protocol, writes = true);
+        self.answer(provider, protocol, span);
+        Ok(address)
+    }
+
+    fn answer(&self, provider: Provider, protocol: u16, span: Span) {
         let service = Service {
             confined: Arc::clone(&self.confined),
             protocol,
             askers_max: self.askers_max,
             askers: HashMap::new(),
         };
-        let span = info_span!(parent: None, "netlink", subsystem = name, protocol);
-        let events = monitor.run(provider.publisher());
-        self.confined.spawn(events.instrument(span.clone()));
         self.confined.spawn(service.run(provider).instrument(span));
-        Ok(address)
     }
 }
 
