@@ -227,15 +227,16 @@ impl Outbox {
             self.flush();
         };
         self.close();
+        // at once, also while somebody still holds this
         self.say_goodbye();
         result
     }
 
-    /// Tells the peer that nothing more comes, if all frames that were begun are written: under TLS that is
-    /// how it tells an end from a cut. Does not wait: a peer that leaves its socket full is not told.
+    /// Tells the peer that nothing more comes: under TLS that is how it tells an end from a cut. Does not
+    /// wait; a frame that is cut short by it is seen by its length.
     fn say_goodbye(&self) {
         let mut socket = lock(&self.socket);
-        if socket.over || socket.blocked || socket.at < socket.pending.len() {
+        if socket.over {
             return;
         }
         socket.over = true;
