@@ -369,47 +369,59 @@ impl Link {
 }
 
 async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {
-    let mut read = std::pin::pin!(async {
-        loop {
-            match &mut receiver {
-                Receiver::Socket(reader) => match reader.next().await {
-                    Ok(Some(bytes)) => link.dispatch(Frame { bytes, held: None }).await,
-                    Ok(None) => break None,
-                    Err(error) => break Some(Arc::new(error)),
-                },
-                Receiver::Local(receiver) => match receiver.next().await {
-                    Some(LocalItem::Frame(frame)) => {
-                        let bytes = frame.bytes.clone();
-                        link.dispatch(Frame { bytes, held: Some(Arc::new(frame)) }).await;
-                    }
-                    Some(LocalItem::Gone(asker)) => link.dispatch_gone(asker).await,
-                    None => break None,
-                },
-            }
-        }
-    });
     let closed = async {
         match &link.sender {
             Sender::Socket(writer) => writer.closed().await,
             Sender::Local(_) => std::future::pending().await,
         }
     };
-    let why = tokio::select! {
-        why = &mut read => why,
-        // it cannot be written any more, but it may still say why
-        () = closed => timeout(LAST_WORDS_MAX, read).await.unwrap_or(None),
-        () = link.closing.notified() => None,
+    let why = {
+        let mut read = std::pin::pin!(read_all(&link, &mut receiver));
+        tokio::select! {
+            why = &mut read => why,
+            // it cannot be written any more, but it may still say why
+            () = closed => timeout(LAST_WORDS_MAX, read).await.unwrap_or(None),
+            () = link.closing.notified() => None,
+        }
     };
     if let Some(error) = &why {
         debug!(%error, "the link ended");
     }
     link.end(why);
-    match &link.sender {
-        Sender::Socket(writer) => {
-            let _ = timeout(LINGER, writer.drained()).await;
+    match (&link.sender, receiver) {
+        (Sender::Socket(writer), Receiver::Socket(mut reader)) => {
+            let send = async {
+                writer.drained().await;
+                writer.close();
+            };
+            // a socket that is closed with bytes unread takes back what it has not yet sent
+            let discard = async { while let Ok(Some(_)) = reader.next().await {} };
+            let _ = timeout(LINGER, async { tokio::join!(send, discard) }).await;
             writer.close();
         }
-        Sender::Local(local) => local.close(),
+        (Sender::Local(local), _) => local.close(),
+        (Sender::Socket(writer), _) => writer.close(),
+    }
+}
+
+/// Hands out what comes in until nothing comes any more: why, if there is more to say.
+async fn read_all(link: &Arc<Link>, receiver: &mut Receiver) -> Option<Arc<ReadError>> {
+    loop {
+        match receiver {
+            Receiver::Socket(reader) => match reader.next().await {
+                Ok(Some(bytes)) => link.dispatch(Frame { bytes, held: None }).await,
+                Ok(None) => return None,
+                Err(error) => return Some(Arc::new(error)),
+            },
+            Receiver::Local(receiver) => match receiver.next().await {
+                Some(LocalItem::Frame(frame)) => {
+                    let bytes = frame.bytes.clone();
+                    link.dispatch(Frame { bytes, held: Some(Arc::new(frame)) }).await;
+                }
+                Some(LocalItem::Gone(asker)) => link.dispatch_gone(asker).await,
+                None => return None,
+            },
+        }
     }
 }
 
