@@ -160,15 +160,6 @@ fn a_port_that_provides_no_more_asks_under_a_return_address() {
 }
 
 #[test]
-fn who_withdraws_a_name_still_answers_what_it_took_before() {
-    let (mut bus, service, address) = served();
-    let asker = bus.up(STRANGER);
-    let back = bus.send_one(asker, &ask(address, 0, 1, b"")).head().src;
-    bus.remove(service, "route", 7);
-    assert_eq!(bus.send_one(service, &push(back, 7, 1, b"")).to, asker);
-}
-
-#[test]
 fn a_link_that_is_down_sends_nothing_and_goes_down_only_once() {
     let (mut bus, _, address) = served();
     let asker = bus.up(STRANGER);

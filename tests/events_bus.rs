@@ -7,7 +7,7 @@ mod support_node;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use nlbus::endpoint::{Endpoint, Event, Filter, REQUEST_DEADLINE, RequestError, Subscription};
+use nlbus::endpoint::{Endpoint, Event, Filter, RequestError, Subscription};
 use nlbus::node::{FrameReader, FrameWriter, Node, NodeOptions, framed};
 use nlbus::transport::{DialOptions, ListenOptions, dial};
 use nlbus::url::BusUrl;
@@ -88,7 +88,7 @@ async fn a_subscriber_that_does_not_take_its_events_is_told_of_each_gap_exactly(
         for run in messages.chunks(1_000) {
             publisher.publish_all(run.iter().map(Vec::as_slice)).await.unwrap();
         }
-        publisher.flush(REQUEST_DEADLINE).await.unwrap();
+        publisher.flush(PATIENCE).await.unwrap();
         let (mut heard, mut lost) = (0, 0);
         while heard + lost < EVENTS {
             match next(&mut subscription).await {
@@ -265,7 +265,7 @@ async fn a_dropped_subscription_and_a_dead_subscriber_leave_nothing_behind() {
     wait_for(&mut wanted, false).await;
 
     endpoint.publish(&numbered(0)).await.unwrap();
-    endpoint.flush(REQUEST_DEADLINE).await.unwrap();
+    endpoint.flush(PATIENCE).await.unwrap();
     let counters = node.counters().core;
     assert_eq!((counters.broadcasts, counters.unwanted), (1, 1));
 }
@@ -299,7 +299,7 @@ async fn what_was_flushed_arrives_although_its_link_is_gone() {
         Endpoint::connect(&url).await.unwrap().subscribe(Filter::all()).await.unwrap();
     let publisher = Endpoint::connect(&url).await.unwrap();
     publisher.publish_all([numbered(1), numbered(2)].iter().map(Vec::as_slice)).await.unwrap();
-    publisher.flush(REQUEST_DEADLINE).await.unwrap();
+    publisher.flush(PATIENCE).await.unwrap();
     drop(publisher);
     assert_eq!(next_number(&mut subscription).await.0, 1);
     assert_eq!(next_number(&mut subscription).await.0, 2);

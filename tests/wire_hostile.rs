@@ -284,8 +284,8 @@ fn nested_and_byte_order_bits_in_control_are_refused() {
 
 #[test]
 fn every_number_in_control_has_exactly_four_bytes() {
-    use ControlAttribute::{Addr, Cid, Errno, FrameMax, Port, Version};
-    for kind in [Addr, Cid, Errno, Version, FrameMax, Port] {
+    use ControlAttribute::{Addr, Cid, Errno, FrameMax, Mode, Port, Version};
+    for kind in [Addr, Cid, Errno, Version, FrameMax, Port, Mode] {
         for length in [0, 1, 3, 5, 8] {
             let error = with_attribute(kind as u16, &[0; 8][..length]).unwrap_err();
             assert_eq!(error, Malformed::new(Fault::ValueLength, 24), "{kind:?} {length}");

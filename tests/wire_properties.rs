@@ -54,9 +54,12 @@ struct Wanted {
 }
 
 fn wanted() -> impl Strategy<Value = Wanted> {
-    use ControlAttribute::{Addr, Cid, Errno, Error, FrameMax, Host, Port, SslCa, SslCert, SslKey};
+    use ControlAttribute::{
+        Addr, Cid, Errno, Error, FrameMax, Host, Mode, Port, SslCa, SslCert, SslKey,
+    };
     let texts = proptest::sample::subsequence(vec![Host, SslKey, SslCert, SslCa, Error], 0..=5);
-    let numbers = proptest::sample::subsequence(vec![Addr, Cid, Errno, FrameMax, Port], 0..=5);
+    let numbers =
+        proptest::sample::subsequence(vec![Addr, Cid, Errno, FrameMax, Mode, Port], 0..=6);
     let secret = proptest::option::of(vec(1..=u8::MAX, 0..40));
     let values = (vec("[^\0]{0,20}", 5), vec(any::<u32>(), 5));
     (texts, numbers, secret, vec(keys(), 0..5), values).prop_map(
@@ -227,7 +230,7 @@ proptest! {
         command in proptest::sample::select(Command::ALL),
     ) {
         use ControlAttribute::{
-            Addr, Cid, Errno, Error, FrameMax, Host, Port, SslCa, SslCert, SslKey,
+            Addr, Cid, Errno, Error, FrameMax, Host, Mode, Port, SslCa, SslCert, SslKey,
         };
         let frame = wanted.emit(head, command);
         let envelope = Envelope::parse(&frame).unwrap();
@@ -246,6 +249,7 @@ proptest! {
         prop_assert_eq!(control.errno, wanted.number(Errno));
         prop_assert_eq!(control.frame_max, wanted.number(FrameMax));
         prop_assert_eq!(control.port, wanted.number(Port));
+        prop_assert_eq!(control.mode, wanted.number(Mode));
         prop_assert_eq!(control.version, None);
         prop_assert_eq!(control.keys().collect::<Vec<_>>(), wanted.keys);
     }

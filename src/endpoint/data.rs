@@ -23,14 +23,10 @@ impl Numbers {
     }
 }
 
-/// The longest payload of a frame of at most `frame_max` bytes.
-fn payload_max(frame_max: usize) -> usize {
-    (frame_max.max(LEGACY_FRAME_MAX) & !3).saturating_sub(PAYLOAD_OFFSET).min(PAYLOAD_MAX)
-}
-
-/// The longest body that goes into one frame of at most `frame_max` bytes.
+/// The longest body that fits one frame of at most `frame_max` bytes.
 pub(super) fn whole_max(frame_max: usize) -> usize {
-    payload_max(frame_max) - HEADER_LEN
+    let frame_max = frame_max.max(LEGACY_FRAME_MAX) & !3;
+    (frame_max - PAYLOAD_OFFSET).min(PAYLOAD_MAX) - HEADER_LEN
 }
 
 /// The frames of `body`, none longer than `frame_max`. [`flag::LAST`] in `head` is set on the last alone.
@@ -220,7 +216,7 @@ mod tests {
     #[test]
     fn a_body_is_cut_exactly_where_it_outgrows_a_frame_and_joined_again() {
         for frame_max in [LEGACY_FRAME_MAX, 20_001, FRAME_MAX] {
-            let fits = payload_max(frame_max) - HEADER_LEN;
+            let fits = whole_max(frame_max);
             for length in [0, 1, fits - 1, fits, fits + 1, 3 * fits, 200_000] {
                 let body: Vec<u8> = (0..length).map(|n| n as u8).collect();
                 let frames = split(frames(HEAD, NUMBERS, &body, frame_max), frame_max);

@@ -369,73 +369,59 @@ impl Link {
 }
 
 async fn read_loop(link: Arc<Link>, mut receiver: Receiver) {
-    let why = read_until_end(&link, &mut receiver).await;
-    if let Some(error) = &why {
-        debug!(%error, "the link ended");
-    }
-    link.end(why);
-    match &link.sender {
-        Sender::Socket(writer) => {
-            let _ = timeout(LINGER, finish(writer, &mut receiver)).await;
-            writer.close();
-        }
-        Sender::Local(local) => local.close(),
-    }
-}
-
-/// Hands out what comes until nothing comes any more, or the last handle is gone: why, if there is more to
-/// say than that.
-async fn read_until_end(link: &Arc<Link>, receiver: &mut Receiver) -> Option<Arc<ReadError>> {
-    let mut read = std::pin::pin!(async {
-        loop {
-            match receiver {
-                Receiver::Socket(reader) => match reader.next().await {
-                    Ok(Some(bytes)) => link.dispatch(Frame { bytes, held: None }).await,
-                    Ok(None) => break None,
-                    Err(error) => break Some(Arc::new(error)),
-                },
-                Receiver::Local(receiver) => match receiver.next().await {
-                    Some(LocalItem::Frame(frame)) => {
-                        let bytes = frame.bytes.clone();
-                        link.dispatch(Frame { bytes, held: Some(Arc::new(frame)) }).await;
-                    }
-                    Some(LocalItem::Gone(asker)) => link.dispatch_gone(asker).await,
-                    None => break None,
-                },
-            }
-        }
-    });
     let closed = async {
         match &link.sender {
             Sender::Socket(writer) => writer.closed().await,
             Sender::Local(_) => std::future::pending().await,
         }
     };
-    tokio::select! {
-        why = &mut read => why,
-        // it cannot be written any more, but it may still say why
-        () = closed => timeout(LAST_WORDS_MAX, read).await.unwrap_or(None),
-        () = link.closing.notified() => None,
+    let why = {
+        let mut read = std::pin::pin!(read_all(&link, &mut receiver));
+        tokio::select! {
+            why = &mut read => why,
+            // it cannot be written any more, but it may still say why
+            () = closed => timeout(LAST_WORDS_MAX, read).await.unwrap_or(None),
+            () = link.closing.notified() => None,
+        }
+    };
+    if let Some(error) = &why {
+        debug!(%error, "the link ended");
+    }
+    link.end(why);
+    match (&link.sender, receiver) {
+        (Sender::Socket(writer), Receiver::Socket(mut reader)) => {
+            let send = async {
+                writer.drained().await;
+                writer.close();
+            };
+            // a socket that is closed with bytes unread takes back what it has not yet sent
+            let discard = async { while let Ok(Some(_)) = reader.next().await {} };
+            let _ = timeout(LINGER, async { tokio::join!(send, discard) }).await;
+            writer.close();
+        }
+        (Sender::Local(local), _) => local.close(),
+        (Sender::Socket(writer), _) => writer.close(),
     }
 }
 
-/// Lets what is under way go out, then waits for the peer to close. What it still says is read and
-/// forgotten: a socket that is closed with bytes unread resets the connection, and what the peer has not
-/// read yet is lost.
-async fn finish(writer: &FrameWriter, receiver: &mut Receiver) {
-    let discard = async {
-        if let Receiver::Socket(reader) = receiver {
-            while let Ok(Some(_)) = reader.next().await {}
+/// Hands out what comes in until nothing comes any more: why, if there is more to say.
+async fn read_all(link: &Arc<Link>, receiver: &mut Receiver) -> Option<Arc<ReadError>> {
+    loop {
+        match receiver {
+            Receiver::Socket(reader) => match reader.next().await {
+                Ok(Some(bytes)) => link.dispatch(Frame { bytes, held: None }).await,
+                Ok(None) => return None,
+                Err(error) => return Some(Arc::new(error)),
+            },
+            Receiver::Local(receiver) => match receiver.next().await {
+                Some(LocalItem::Frame(frame)) => {
+                    let bytes = frame.bytes.clone();
+                    link.dispatch(Frame { bytes, held: Some(Arc::new(frame)) }).await;
+                }
+                Some(LocalItem::Gone(asker)) => link.dispatch_gone(asker).await,
+                None => return None,
+            },
         }
-    };
-    let drain = async {
-        writer.drained().await;
-        writer.close();
-        std::future::pending().await
-    };
-    tokio::select! {
-        () = discard => {}
-        () = drain => {}
     }
 }
 

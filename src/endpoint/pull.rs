@@ -7,7 +7,7 @@ use super::error::RequestError;
 use super::provide::{Incoming, ProvideOptions, Provider};
 use super::request::REQUEST_DEADLINE;
 use super::{Destination, Endpoint};
-use crate::wire::{address, mode};
+use crate::wire::{TooBig, address, mode};
 
 /// What was pushed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +45,14 @@ impl Endpoint {
     pub async fn push(&self, to: impl Into<Destination>, body: &[u8]) -> Result<(), RequestError> {
         let link = &self.handle.0;
         let dst = self.resolve(to.into(), Some(REQUEST_DEADLINE)).await?;
+        let frame_max = link.frame_max();
+        let max = whole_max(frame_max);
+        if matches!(dst, address::SUBSCRIBERS | address::BROADCAST) && body.len() > max {
+            return Err(TooBig { length: body.len(), max }.into());
+        }
         let head = link.head(0, link.new_sequence(), dst, self.port);
         let numbers = Numbers { sequence: head.sequence, pid: head.pid };
-        let max = whole_max(link.frame_max());
-        if matches!(dst, address::SUBSCRIBERS | address::BROADCAST) && body.len() > max {
-            return Err(crate::wire::TooBig { length: body.len(), max }.into());
-        }
-        let mut run = frames(head, numbers, body, link.frame_max());
+        let mut run = frames(head, numbers, body, frame_max);
         link.send(&mut run).await
     }
 

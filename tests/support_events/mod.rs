@@ -89,6 +89,10 @@ impl Program {
         Self::start(command)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line of standard output.
     #[track_caller]
     pub(crate) fn line(&self) -> String {

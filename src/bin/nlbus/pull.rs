@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// End after this many.
     #[arg(short = 'C', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// End after this many seconds: with 0, or with 4 if COUNT was given and not reached.
+    /// End after this many seconds: with 0 if a message came, and -C was not given; else with 4.
     #[arg(short = 'W', long = "wait", value_name = "SECONDS", value_parser = seconds)]
     wait: Option<Duration>,
     /// How each is printed.
@@ -47,19 +47,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     tokio::pin!(stopped);
     let endpoint = args.connect.endpoint().await?;
     let mut source = Source::open(&endpoint, &args).await?;
+    tracing::info!("pulling");
     let ends = args.wait.map(|wait| Instant::now() + wait);
     let mut out = io::stdout();
-    let mut left = args.count;
+    let (mut left, mut any) = (args.count, false);
     while left != Some(0) {
         let (from, body) = tokio::select! {
             biased;
             () = &mut stopped => return Ok(Exit::Ok),
             next = source.next() => next.ok_or(RequestError::Lost(None))?,
             () = reached(ends) => {
-                return Ok(if left.is_some() { Exit::Timeout } else { Exit::Ok });
+                return Ok(if any && left.is_none() { Exit::Ok } else { Exit::Timeout });
             }
         };
         args.format.print(from, &body, &mut out)?;
+        any = true;
         left = left.map(|left| left - 1);
     }
     Ok(Exit::Ok)
