@@ -1,25 +1,19 @@
-//! Endpoints on a node: requests, answers, subscriptions, and the ends of links.
+//! Endpoints on a node: requests, answers, and the ends of links.
 
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 mod support_node;
 
 use std::io::{Read as _, Write as _};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nlbus::endpoint::{
-    ConnectError, Endpoint, Event, Filter, Incoming, RequestError, RequestOptions, Subscription,
-};
+use nlbus::endpoint::{ConnectError, Endpoint, Filter, Incoming, RequestError, RequestOptions};
 use nlbus::node::{Node, NodeOptions};
-use nlbus::transport::{DialError, DialOptions, ListenOptions, dial};
 use nlbus::url::BusUrl;
 use nlbus::wire::{EnvelopeHead, Message, MessageBuilder, errno, flag, nlm};
 use support_node::fake::fake_server;
-use support_node::frames::{MESSAGE_TYPE, ack, ask, done, message, payload_of, push};
-use support_node::peer::{Peer, Server, next_request, until, within};
-use tokio::sync::Notify;
+use support_node::frames::{ack, done, message};
+use support_node::peer::{Server, next_request, until, within};
 use tokio::time::Instant;
 
 /// Payloads of frames, or messages.
@@ -40,8 +34,6 @@ async fn collect(
     let replies = within(replies.collect()).await?;
     Ok(replies.iter().map(|reply| reply.bytes().to_vec()).collect())
 }
-
-// --- requests ---
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_requests_get_their_own_answers_in_whatever_order() {
@@ -356,8 +348,6 @@ async fn requests_that_wait_at_a_provider_that_is_dropped_come_back_as_enoent() 
     }
 }
 
-// --- endpoints and links ---
-
 #[tokio::test]
 async fn clones_are_one_endpoint_and_open_makes_another_on_the_same_link() {
     let server = Server::start(NodeOptions::default()).await;
@@ -488,289 +478,4 @@ async fn connecting_to_what_is_no_bus_says_so() {
     assert!(matches!(error, ConnectError::Greeting { .. }), "{error:?}");
     assert!(error.to_string().contains(&url.to_string()));
     serving.join().unwrap();
-}
-
-// --- events ---
-
-#[tokio::test]
-async fn a_subscription_gets_what_was_published_after_it_was_made() {
-    let server = Server::start(NodeOptions::default()).await;
-    let provider = server.provide("news").await;
-    let publisher = provider.publisher();
-    for endpoint in [server.connect().await, Endpoint::attach(&server.node).unwrap()] {
-        let mut all = endpoint.subscribe(Filter::all()).await.unwrap();
-        let mut one = endpoint.subscribe(Filter::all().from("news")).await.unwrap();
-        let mut frame = vec![0; 28 + 24];
-        let payload = message(0, 1, b"event!!!");
-        frame[28..].copy_from_slice(&payload);
-        publisher.publish_in_place(&mut frame, payload.len()).await.unwrap();
-        endpoint.publish(&message(0, 2, b"mine")).await.unwrap();
-        for (subscription, count) in [(&mut all, 2), (&mut one, 1)] {
-            for n in 0..count {
-                match within(subscription.next()).await {
-                    Some(Event::Message { from, payload: got, .. }) if n == 0 => {
-                        assert_eq!((from, &got[..]), (provider.address(), &payload[..]));
-                    }
-                    Some(Event::Message { from, .. }) => assert_eq!(from, 0),
-                    _ => panic!("an event"),
-                }
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_subscription_that_is_dropped_is_withdrawn() {
-    let server = Server::start(NodeOptions::default()).await;
-    let local = Endpoint::attach(&server.node).unwrap();
-    let wanted = Arc::new(AtomicBool::new(true));
-    let told = Arc::clone(&wanted);
-    local.on_events_wanted(move |now| told.store(now, Ordering::SeqCst));
-    assert!(!wanted.load(Ordering::SeqCst));
-    let endpoint = server.connect().await;
-    let one = endpoint.subscribe(Filter::all()).await.unwrap();
-    assert!(wanted.load(Ordering::SeqCst), "told before the subscriber is");
-    let two = endpoint.subscribe(Filter::all()).await.unwrap();
-    drop(one);
-    let mut two = two;
-    endpoint.publish(&message(0, 1, b"")).await.unwrap();
-    assert!(matches!(within(two.next()).await, Some(Event::Message { .. })));
-    assert!(wanted.load(Ordering::SeqCst));
-    drop(two);
-    until(|| !wanted.load(Ordering::SeqCst)).await;
-    endpoint.publish(&message(0, 1, b"")).await.unwrap();
-    until(|| server.node.counters().core.unwanted == 1).await;
-
-    // the end of the link withdraws it too
-    let three = endpoint.subscribe(Filter::all()).await.unwrap();
-    assert!(wanted.load(Ordering::SeqCst));
-    drop((three, endpoint));
-    until(|| !wanted.load(Ordering::SeqCst)).await;
-}
-
-#[tokio::test]
-async fn a_subscription_ends_with_its_link() {
-    let server = Server::start(NodeOptions::default()).await;
-    let mut subscription = server.connect().await.subscribe(Filter::all()).await.unwrap();
-    server.node.shutdown(Duration::from_secs(5)).await;
-    assert!(within(subscription.next()).await.is_none());
-}
-
-/// Takes the events from number `next` until `end`: how many were lost. A gap is told of before the
-/// event that follows it.
-async fn account(subscription: &mut Subscription, mut next: u32, end: u32) -> u64 {
-    let mut all = 0;
-    while next < end {
-        match within(subscription.next()).await {
-            Some(Event::Message { payload, .. }) => {
-                let sequence = Message::parse(&payload).unwrap().header.sequence;
-                assert_eq!(sequence, next, "a gap is told of where it is");
-                next += 1;
-            }
-            Some(Event::Lost(lost)) => {
-                next += lost as u32;
-                all += lost;
-            }
-            None => panic!("the link is up"),
-        }
-    }
-    assert_eq!(next, end);
-    all
-}
-
-#[tokio::test]
-async fn a_subscriber_over_a_socket_that_is_slow_is_told_where_and_how_many() {
-    let server = Server::start(NodeOptions::default()).await;
-    let endpoint = server.connect().await;
-    let mut subscription = endpoint.subscribe(Filter::all()).await.unwrap();
-    let mut sentinel = server.connect().await.subscribe(Filter::all()).await.unwrap();
-    let publisher = server.connect().await;
-    for n in 0..6_000 {
-        publisher.publish(&message(0, n, b"")).await.unwrap();
-        within(sentinel.next()).await.unwrap();
-    }
-    // the endpoint has looked at all of them once it has an answer behind them
-    assert!(endpoint.discover("nobody").await.is_err());
-    assert_eq!(account(&mut subscription, 0, 100).await, 0, "the first ones are there");
-    // there is room again: the gap is before the events that come now
-    for n in 6_000..6_050 {
-        publisher.publish(&message(0, n, b"")).await.unwrap();
-        within(sentinel.next()).await.unwrap();
-    }
-    assert_eq!(account(&mut subscription, 100, 6_050).await, 6_000 - 4_096);
-}
-
-#[tokio::test]
-async fn a_subscriber_inside_the_process_that_is_slow_is_told_too() {
-    let server = Server::start(NodeOptions::default()).await;
-    let endpoint = Endpoint::attach(&server.node).unwrap();
-    let mut subscription = endpoint.subscribe(Filter::all()).await.unwrap();
-    let mut sentinel = server.connect().await.subscribe(Filter::all()).await.unwrap();
-    let publisher = server.connect().await;
-    for n in 0..6_000 {
-        publisher.publish(&message(0, n, b"")).await.unwrap();
-        within(sentinel.next()).await.unwrap();
-    }
-    assert_eq!(account(&mut subscription, 0, 6_000).await, 6_000 - 4_096);
-}
-
-#[tokio::test]
-async fn a_slow_subscriber_inside_the_process_does_not_hold_up_its_own_requests() {
-    let server = Server::start(NodeOptions::default()).await;
-    let mut provider = server.provide("both").await;
-    let address = provider.address();
-    let endpoint = Endpoint::attach(&server.node).unwrap();
-    let _unread = endpoint.subscribe(Filter::all()).await.unwrap();
-    let mut sentinel = server.connect().await.subscribe(Filter::all()).await.unwrap();
-    let (publisher, count) = (provider.publisher(), 3_000);
-    for n in 0..count {
-        let payload = message(0, n, b"");
-        let mut frame = vec![0; 28 + payload.len()];
-        frame[28..].copy_from_slice(&payload);
-        publisher.publish_in_place(&mut frame, payload.len()).await.unwrap();
-        within(sentinel.next()).await.unwrap();
-    }
-    let answering = async {
-        let request = next_request(&mut provider).await;
-        within(request.responder().send(&message(0, 1, b"answer"))).await.unwrap();
-    };
-    let request = message(0, 1, b"");
-    let (got, ()) = tokio::join!(collect(&endpoint, address, &request), answering);
-    assert_eq!(got.unwrap().len(), 1);
-}
-
-#[tokio::test]
-async fn a_loss_at_the_broker_is_told_to_who_waits_without_a_further_event() {
-    let server = Server::start(NodeOptions::default()).await;
-    let endpoint = server.connect().await;
-    let mut subscription = endpoint.subscribe(Filter::all()).await.unwrap();
-    let overrun = MessageBuilder::new(nlm::OVERRUN, 0).body(&[7, 0, 0, 0]).finish();
-    let waiting = async {
-        match within(subscription.next()).await {
-            Some(Event::Lost(7)) => {}
-            _ => panic!("a loss"),
-        }
-    };
-    let publishing = async {
-        tokio::task::yield_now().await; // the subscriber waits first
-        endpoint.publish(&overrun).await.unwrap();
-    };
-    tokio::join!(waiting, publishing);
-}
-
-// --- shutdown ---
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_lets_answers_under_way_go_out_and_closes_everything() {
-    let server = Server::start(NodeOptions::default()).await;
-    let mut provider = server.provide("slow").await;
-    let address = provider.address();
-    let mut askers = [Peer::dial(&server.tcp).await, Peer::dial(&server.unix).await];
-    let file = server.directory.path().join("bus.sock");
-    assert!(file.exists());
-    let mut requests = Vec::new();
-    for asker in &mut askers {
-        asker.send(&ask(address, 0, 1, b"")).await;
-        requests.push(next_request(&mut provider).await);
-    }
-    let node = server.node.clone();
-    let shutdown = tokio::spawn(async move { node.shutdown(LONG).await });
-    // listeners close first, and the socket file goes
-    until(|| !file.exists()).await;
-    let refused = within(dial(&server.tcp, &DialOptions::default())).await;
-    assert!(matches!(refused, Err(DialError::Refused { .. })), "{refused:?}");
-    // nothing new is read
-    for asker in &mut askers {
-        asker.send_in_vain(&ask(address, 0, 2, b"")).await;
-    }
-    // the provider is told that nothing more comes, and answers what it has
-    assert!(within(provider.next()).await.is_none());
-    for request in requests {
-        for _ in 0..20 {
-            let part = message(nlm::MULTI, 1, &[1; 10_000]);
-            request.responder().send(&part).await.unwrap();
-        }
-        request.responder().send(&done(1, 0)).await.unwrap();
-    }
-    drop(provider);
-    for asker in &mut askers {
-        for _ in 0..20 {
-            let part = asker.receive().await.expect("all of the answer");
-            assert_eq!(payload_of(&part).len(), 10_016);
-        }
-        let last = asker.receive().await.expect("the end of the answer");
-        assert_eq!(Message::parse(payload_of(&last)).unwrap().header.kind, nlm::DONE);
-    }
-    for asker in &mut askers {
-        asker.assert_closed().await;
-    }
-    within(shutdown).await.unwrap();
-    assert_eq!(server.node.counters().core.requests, 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_shutdown_does_not_wait_longer_than_its_grace() {
-    let node = Node::new(NodeOptions::default());
-    let mut provider = Endpoint::attach(&node).unwrap().provide("never").await.unwrap();
-    let endpoint = Endpoint::attach(&node).unwrap();
-    let request = message(0, 1, b"");
-    let _asked = endpoint.request_with("never", &request, long()).await.unwrap();
-    let _held = next_request(&mut provider).await;
-    let started = Instant::now();
-    node.shutdown(Duration::from_secs(7)).await;
-    assert_eq!(started.elapsed().as_secs(), 7);
-    // again, with nothing left to do but the same
-    node.shutdown(Duration::from_secs(1)).await;
-}
-
-#[tokio::test]
-async fn a_shutdown_without_work_is_over_at_once() {
-    let server = Server::start(NodeOptions::default()).await;
-    server.echo("echo").await;
-    let endpoint = server.connect().await;
-    let mut idle = Peer::dial(&server.unix).await;
-    idle.subscribe().await;
-    within(server.node.shutdown(Duration::from_secs(1 << 30))).await;
-    idle.assert_closed().await;
-    let got = within(endpoint.request("echo", &message(0, 1, b""))).await;
-    assert!(got.is_err());
-    assert_eq!(server.node.counters().links, 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_longer_than_the_sockets_buffers_survives_a_shutdown() {
-    let listen = ListenOptions::default();
-    let server = Server::start_with(NodeOptions::default(), &listen).await;
-    let mut provider = server.provide("large").await;
-    let address = provider.address();
-    let mut asker = Peer::dial(&server.tcp).await;
-    asker.send(&ask(address, 0, 1, b"")).await;
-    let request = next_request(&mut provider).await;
-    let parts = 300;
-    let part = message(nlm::MULTI, 1, &[1; 10_000]);
-    for _ in 0..parts {
-        request.responder().send(&part).await.unwrap();
-    }
-    drop((request, provider));
-    let node = server.node.clone();
-    let started = Arc::new(Notify::new());
-    let shutdown = tokio::spawn({
-        let started = Arc::clone(&started);
-        async move {
-            started.notify_one();
-            node.shutdown(LONG).await;
-        }
-    });
-    started.notified().await;
-    let file = server.directory.path().join("bus.sock");
-    until(|| !file.exists()).await;
-    // it goes on asking, and nobody reads that
-    asker.send_in_vain(&push(address, 0, 2, &[1; 1_000])).await;
-    for n in 0..parts {
-        let frame = asker.receive().await.unwrap_or_else(|| panic!("part {n} of {parts}"));
-        let reply = Message::parse(payload_of(&frame)).unwrap();
-        assert_eq!((reply.header.kind, reply.body().len()), (MESSAGE_TYPE, 10_000));
-    }
-    asker.assert_closed().await;
-    within(shutdown).await.unwrap();
 }
