@@ -1,10 +1,13 @@
 //! Which provider of a name takes a frame, and what becomes of what it took.
 
+#![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
+
 mod support_node;
 
-use nlbus::broker::LinkId;
+use nlbus::broker::{Limits, LinkId};
+use nlbus::wire::{EnvelopeHead, flag};
 use support_node::bus::{Bus, REMOTE, SERVICE, STRANGER};
-use support_node::frames::ask;
+use support_node::frames::{ask, data, push};
 
 /// A bus with a provider of `route` on port 7 of a local link, and its address.
 fn served() -> (Bus, LinkId, u32) {
@@ -13,8 +16,6 @@ fn served() -> (Bus, LinkId, u32) {
     let address = bus.provide(service, "route", 7);
     (bus, service, address)
 }
-
-// --- addresses ---
 
 #[test]
 fn several_providers_of_a_name_share_its_requests() {
@@ -66,4 +67,56 @@ fn one_link_may_provide_a_name_on_two_ports() {
     assert_eq!(ports, [7, 7, 8, 8]);
     bus.remove(service, "route", 7);
     assert_eq!(bus.send_one(asker, &ask(address, 0, 4, b"")).head().dst, 8);
+}
+
+/// A provider behind a connection, and the address of its name.
+fn remote() -> (Bus, LinkId, u32) {
+    let mut bus = Bus::default();
+    let provider = bus.up(REMOTE);
+    let address = bus.provide(provider, "echo", 7);
+    (bus, provider, address)
+}
+
+#[test]
+fn a_provider_that_goes_with_requests_open_leaves_its_askers_an_exception() {
+    let (mut bus, provider, address) = remote();
+    let (asker, other) = (bus.up(STRANGER), bus.up(STRANGER));
+    let asked = bus.send_one(asker, &ask(address, 3, 11, b""));
+    bus.send_one(other, &ask(address, 0, 12, b""));
+    let answered = bus.send_one(asker, &ask(address, 3, 13, b""));
+    let head = EnvelopeHead {
+        flags: flag::RESPONSE | flag::LAST,
+        sequence: 13,
+        dst: answered.head().src,
+        src: 7,
+        ..EnvelopeHead::default()
+    };
+    bus.send_one(provider, &data(head, b"done"));
+    // one who does not ask is not told
+    bus.send_one(asker, &push(address, 3, 14, b""));
+
+    let mut told = bus.down_frames(provider);
+    told.sort_by_key(|got| got.head().sequence);
+    let heads: Vec<EnvelopeHead> = told.iter().map(|got| got.head()).collect();
+    let exception = flag::EXCEPTION | flag::RESPONSE;
+    assert_eq!(heads.len(), 2, "{heads:?}");
+    assert_eq!((told[0].to, heads[0].dst, heads[0].sequence), (asker, 3, 11));
+    assert_eq!((told[1].to, heads[1].dst, heads[1].sequence), (other, 0, 12));
+    assert!(heads.iter().all(|head| head.flags == exception && head.src == address));
+    assert_eq!(heads[0].pid, asked.head().pid);
+}
+
+#[test]
+fn open_requests_are_bounded_and_those_past_the_bound_are_counted() {
+    let mut limits = Limits::default();
+    limits.open_requests_per_link_max = 2;
+    let mut bus = Bus::new(limits);
+    let provider = bus.up(REMOTE);
+    let address = bus.provide(provider, "echo", 7);
+    let asker = bus.up(STRANGER);
+    for number in 1..=3 {
+        bus.send_one(asker, &ask(address, 0, number, b""));
+    }
+    assert_eq!(bus.counters().untracked, 1);
+    assert_eq!(bus.down_frames(provider).len(), 2);
 }

@@ -26,6 +26,9 @@ pub struct Limits {
     pub subsystems_max: usize,
     /// Providers of one name. Default 256; `ENOSPC`.
     pub providers_per_subsystem_max: usize,
+    /// Requests that wait for one provider behind a connection and whose askers are told if it goes.
+    /// Default 65,536; the askers of further ones wait for their deadline. About 50 bytes each.
+    pub open_requests_per_link_max: usize,
     /// Length of a subsystem's name in bytes. Default 255; `EINVAL`.
     pub name_bytes_max: usize,
 }
@@ -41,6 +44,7 @@ impl Default for Limits {
             keys_per_subscription_max: 16,
             subsystems_max: 4_096,
             providers_per_subsystem_max: 256,
+            open_requests_per_link_max: 65_536,
             name_bytes_max: 255,
         }
     }
@@ -76,6 +80,11 @@ pub struct Counters {
     pub stale: u64,
     /// Frames and control messages refused because a bound of [`Limits`] was reached.
     pub over_limit: u64,
+    /// Requests whose askers were told that the provider went.
+    pub given_up: u64,
+    /// Requests whose askers would not be told if their provider went, because
+    /// [`Limits::open_requests_per_link_max`] was reached.
+    pub untracked: u64,
     /// Links refused because [`Limits::links_max`] was reached.
     pub links_refused: u64,
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::access::Access;
+use super::open::OpenRequests;
 use super::subsystems::Provider;
 use crate::wire::LEGACY_FRAME_MAX;
 
@@ -81,6 +82,8 @@ pub(super) struct Link {
     /// The provider of the last request: what follows under the same number goes there too, for it may be
     /// another part of the same message.
     pub(super) last_pick: Option<(Pick, Provider)>,
+    /// What it has been asked and has not answered.
+    pub(super) open: OpenRequests,
     /// How many names it provides.
     pub(super) provides: u32,
     /// It provides a name, or has: what it was asked before it withdrew, it may still answer.
@@ -102,6 +105,7 @@ impl Link {
             greeted: local,
             frame_max: if local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
             last_pick: None,
+            open: OpenRequests::default(),
             ports: HashMap::new(),
             last_port: None,
             provides: 0,

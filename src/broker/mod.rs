@@ -17,6 +17,7 @@ mod action;
 mod control;
 mod limits;
 mod link;
+mod open;
 mod returns;
 mod subscriptions;
 mod subsystems;
@@ -29,6 +30,7 @@ pub use returns::{RETURN_BASE, RETURNS_CEILING};
 pub use subsystems::{SUBSYSTEM_BASE, SUBSYSTEM_LAST};
 
 use link::Links;
+use open::Open;
 use returns::Returns;
 use subscriptions::Subscriptions;
 use subsystems::{Provider, Subsystems, Wanted};
@@ -117,6 +119,9 @@ impl Broker {
             } else {
                 self.subsystems.remove(address, id, Some(port));
             }
+        }
+        for ((asker, sequence), open) in link.open.into_iter() {
+            self.give_up(asker, sequence, open, actions);
         }
         let before = self.subscriptions.len();
         self.subscriptions.remove_link(id);
@@ -235,6 +240,37 @@ impl Broker {
         EnvelopeHead::rewrite(frame, port, src);
         actions.send(to, Source::Input, at..at + frame.len(), Delivery::Hold);
         self.counters.requests += 1;
+        // a port that provides has no return address
+        if head.flags & flag::ASK != 0 && src >= RETURN_BASE {
+            self.note_open(to, src, &head);
+        }
+    }
+
+    /// Remembers that `asker` waits for an answer of the provider behind `to`.
+    #[inline]
+    fn note_open(&mut self, to: LinkId, asker: u32, head: &EnvelopeHead) {
+        let max = self.limits.open_requests_per_link_max;
+        let open = Open { subsystem: head.dst, pid: head.pid };
+        if let Some(link) = self.links.get_mut(to)
+            && link.carrier != Carrier::Local
+            && !link.open.insert(asker, head.sequence, open, max)
+        {
+            self.counters.untracked += 1;
+        }
+    }
+
+    /// Tells an asker that the provider of its request is gone.
+    fn give_up(&mut self, asker: u32, sequence: u32, open: Open, actions: &mut Actions) {
+        let Some((to, port)) = self.returns.find(asker) else { return };
+        self.counters.given_up += 1;
+        let error = ErrorMessage::emit(-errno::EPIPE, &Header::default(), "the provider is gone");
+        let flags = flag::EXCEPTION | flag::RESPONSE;
+        let head = EnvelopeHead { flags, sequence, pid: open.pid, dst: port, src: open.subsystem };
+        actions.send_made(to, Delivery::Reply, |out| {
+            head.emit(&error, out).unwrap_or_else(|too_big| {
+                unreachable!("an error message is far below {}", too_big.max)
+            });
+        });
     }
 
     /// A frame for a return address: only providers answer.
@@ -267,6 +303,11 @@ impl Broker {
         EnvelopeHead::rewrite(frame, port, src);
         actions.send(to, Source::Input, at..at + frame.len(), Delivery::Reply);
         self.counters.replies += 1;
+        if head.flags & (flag::LAST | flag::EXCEPTION) != 0
+            && let Some(link) = self.links.get_mut(from)
+        {
+            link.open.remove(head.dst, head.sequence);
+        }
     }
 
     /// The provider that takes a frame; `None` if there is none, or none that this link may reach.

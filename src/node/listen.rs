@@ -9,13 +9,13 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{Node, Shared, Stop, socket};
 use crate::transport::{Accepted, ListenError, ListenOptions, Listener, is_transient};
-use crate::url::BusUrl;
+use crate::url::{BusUrl, TransportKind};
 
 /// How long accepting pauses when the system is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Node {
-    /// Listens at `url` and takes links in from then on; the URL with the port that was bound.
+    /// Listens at `url` and takes links in from then on, or datagrams; the URL with the port that was bound.
     ///
     /// # Errors
     /// See [`ListenError`].
@@ -26,6 +26,9 @@ impl Node {
         url: &BusUrl,
         options: &ListenOptions,
     ) -> Result<BusUrl, ListenError> {
+        if url.transport() == TransportKind::Udp {
+            return self.listen_udp(url, options).await;
+        }
         let listener = Listener::bind(url, options).await?;
         let bound = listener.local_url().clone();
         let shared = Arc::clone(&self.shared);

@@ -6,6 +6,7 @@
 //! over only while the socket is full. See `ARCHITECTURE.md`, "One frame's way".
 
 mod access;
+mod datagram;
 mod framed;
 mod inbox;
 mod listen;
@@ -60,6 +61,8 @@ pub struct NodeCounters {
     pub shed: u64,
     /// Links that were closed because they did not read their answers.
     pub stalled: u64,
+    /// Datagrams that were not made of whole frames, in part or as a whole dropped.
+    pub datagrams_malformed: u64,
     /// Links that were closed because the beginning of a frame waited too long for its end.
     pub half_frames: u64,
     /// TLS connections that were closed because their first frame did not come in time.
@@ -95,6 +98,7 @@ struct Counters {
     held: AtomicU64,
     shed: AtomicU64,
     stalled: AtomicU64,
+    datagrams_malformed: AtomicU64,
     half_frames: AtomicU64,
     silent: AtomicU64,
 }
@@ -143,6 +147,7 @@ impl Node {
             held: counters.held.load(Ordering::Relaxed),
             shed: counters.shed.load(Ordering::Relaxed),
             stalled: counters.stalled.load(Ordering::Relaxed),
+            datagrams_malformed: counters.datagrams_malformed.load(Ordering::Relaxed),
             half_frames: counters.half_frames.load(Ordering::Relaxed),
             silent: counters.silent.load(Ordering::Relaxed),
         }

@@ -33,6 +33,8 @@ struct Link {
     /// `Some` is a subsystem's address, `None` stands for a return address.
     ports: BTreeMap<u32, Option<u32>>,
     has_provided: bool,
+    /// What it was asked and has not answered: the asker, its port, the number.
+    open: BTreeSet<(Serial, u32, u32)>,
     subscriptions: BTreeMap<u32, Filter>,
 }
 
@@ -238,8 +240,23 @@ impl Model {
         let payload = support_node::frames::payload_of(frame);
         assert_eq!(delivered.frame, data(expected, payload));
         match delivery {
-            Delivery::Reply => self.counters.replies += 1,
-            _ => self.counters.requests += 1,
+            Delivery::Reply => {
+                self.counters.replies += 1;
+                if was.flags & (flag::LAST | flag::EXCEPTION) != 0 {
+                    let to = self.serial(delivered.to);
+                    let open = &mut self.links.get_mut(&from).unwrap().open;
+                    open.remove(&(to, is.dst, was.sequence));
+                }
+            }
+            _ => {
+                self.counters.requests += 1;
+                let to = self.serial(delivered.to);
+                let plain = self.links[&from].ports.get(&was.src) == Some(&None);
+                let target = self.links.get_mut(&to).unwrap();
+                if plain && was.flags & flag::ASK != 0 && target.kind.carrier != Carrier::Local {
+                    target.open.insert((from, was.src, was.sequence));
+                }
+            }
         }
     }
 
@@ -293,7 +310,7 @@ impl Model {
         assert!(got.iter().all(|got| got.delivery == Delivery::Shed));
     }
 
-    fn down(&mut self, from: Serial, actions: &[Action]) {
+    fn down(&mut self, from: Serial, actions: &[Action], got: &[Got]) {
         let link = self.links.remove(&from).unwrap();
         let gone = link.ports.values().filter(|port| port.is_none()).count();
         let locals: BTreeSet<_> = (self.links.values())
@@ -310,9 +327,22 @@ impl Model {
                     told += 1;
                 }
                 Action::EventsChanged => changed += 1,
+                Action::Send { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
+        let left: BTreeSet<_> =
+            link.open.into_iter().filter(|open| self.links.contains_key(&open.0)).collect();
+        let excused: BTreeSet<_> = (got.iter())
+            .map(|got| {
+                assert_eq!(exception(&got.frame).0, errno::EPIPE);
+                let head = got.head();
+                (self.serial(got.to), head.dst, head.sequence)
+            })
+            .collect();
+        assert_eq!(excused.len(), got.len(), "each once");
+        assert_eq!(excused, left);
+        self.counters.given_up += got.len() as u64;
         assert_eq!(told, gone * locals.len());
         let last = !link.subscriptions.is_empty() && self.subscriptions() == 0;
         assert_eq!(changed, usize::from(last));
@@ -354,6 +384,7 @@ impl World {
                     frame_max,
                     ports: BTreeMap::new(),
                     has_provided: false,
+                    open: BTreeSet::new(),
                     subscriptions: BTreeMap::new(),
                 };
                 let same = self.model.links.values().any(|other| other.id.index() == id.index());
@@ -385,8 +416,9 @@ impl World {
 
     fn down(&mut self, from: Serial) {
         let id = self.model.links[&from].id;
-        let actions = self.bus.down(id);
-        self.model.down(from, &actions);
+        let got = self.bus.down_frames(id);
+        let actions = self.bus.actions.list.clone();
+        self.model.down(from, &actions, &got);
         // what it sends now goes nowhere
         let frame = data(EnvelopeHead { dst: SUBSYSTEM_BASE, ..EnvelopeHead::default() }, &[0; 8]);
         assert_eq!(self.bus.send(id, &frame), []);

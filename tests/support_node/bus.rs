@@ -62,18 +62,28 @@ impl Bus {
         self.actions.clear();
         let mut bytes = bytes.to_vec();
         let handled = self.broker.handle_bytes(from, &mut bytes, &mut self.actions);
+        (handled, self.got(&bytes))
+    }
+
+    /// Takes a link down: which frames go where because of that.
+    pub(crate) fn down_frames(&mut self, link: LinkId) -> Vec<Got> {
+        self.down(link);
+        self.got(&[])
+    }
+
+    fn got(&self, bytes: &[u8]) -> Vec<Got> {
         let mut got = Vec::new();
         for action in &self.actions.list {
             let Action::Send { to, source, range, delivery } = action else { continue };
             let from = match source {
-                Source::Input => &bytes,
-                Source::Scratch => &self.actions.scratch,
+                Source::Input => bytes,
+                Source::Scratch => self.actions.scratch.as_slice(),
             };
             for frame in split(&from[range.clone()]) {
                 got.push(Got { to: *to, delivery: *delivery, frame });
             }
         }
-        (handled, got)
+        got
     }
 
     /// Hands over whole frames that make sense: which frames go where.
