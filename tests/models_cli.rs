@@ -253,6 +253,29 @@ fn what_is_pushed_to_no_one_reaches_everybody_who_pulls_without_a_name() {
 }
 
 #[test]
+fn what_is_pushed_over_udp_reaches_the_puller_of_a_name_and_who_pulls_without_one() {
+    let (served, udp) = Served::start_with(&["udp://127.0.0.1:0"]);
+    assert!(udp.starts_with("udp://127.0.0.1:"), "{udp}");
+    let jobs = pull(&served, &["jobs", "-C", "1"]);
+    let anybody = pull(&served, &["-C", "1"]);
+    // route, generic, and then the puller's name
+    push(&served, &["for jobs", "--to", "0x00010005", "-u", &udp]);
+    push(&served, &["for anybody", "-u", &udp]);
+    assert_eq!(jobs.assert_ends_with(0).concat(), "for jobs");
+    assert_eq!(anybody.assert_ends_with(0).concat(), "for anybody");
+}
+
+#[test]
+fn taking_datagrams_from_anybody_has_to_be_said_in_so_many_words() {
+    let output = Command::new(env!("CARGO_BIN_EXE_nlbus"))
+        .args(["serve", "udp://0.0.0.0:0"])
+        .output()
+        .unwrap();
+    let said = failed(&output, 2);
+    assert!(said.contains("--insecure") && said.contains("push"), "{said}");
+}
+
+#[test]
 fn a_puller_ends_as_it_was_told() {
     let served = Served::start(None);
     failed(&run(&served, &["push", "lost", "--to", "jobs"], b""), 5);

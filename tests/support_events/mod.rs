@@ -191,14 +191,28 @@ pub(crate) struct Served {
 impl Served {
     #[track_caller]
     pub(crate) fn start(namespace: Option<&Namespace>) -> Self {
+        let arguments: Vec<&str> =
+            namespace.iter().flat_map(|namespace| ["--netns", &namespace.name]).collect();
+        Self::start_with(&arguments).0
+    }
+
+    /// A broker on a socket of its own, with further arguments; and what it says that it listens on last.
+    #[track_caller]
+    pub(crate) fn start_with(further: &[&str]) -> (Self, String) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let url = format!("unix://@nlbus-events-{}-{count}", id());
-        let mut arguments = vec!["serve", &url];
-        arguments.extend(namespace.iter().flat_map(|namespace| ["--netns", &namespace.name]));
-        let program = Program::nlbus(&arguments);
-        program.lines_until(|line| line.starts_with("listening on"));
-        Self { url, program }
+        let program = Program::nlbus(&[&["serve", &url], further].concat());
+        let urls = 1 + further.iter().filter(|argument| argument.contains("://")).count();
+        let mut last = String::new();
+        for _ in 0..urls {
+            last = loop {
+                if let Some(url) = program.line().strip_prefix("listening on ") {
+                    break url.to_owned();
+                }
+            };
+        }
+        (Self { url, program }, last)
     }
 
     /// A command that talks to it.

@@ -53,10 +53,13 @@ async fn play(node: &Node, out: &mut impl Write) -> anyhow::Result<()> {
         counts.push(format!("{} {what}", dumps.last().map_or(0, Vec::len)));
     }
     listen(&endpoint, &url, out).await?;
+    ask(node, &endpoint, &url, out).await?;
+    push(node, &endpoint, &url, out).await?;
     let counters = node.counters();
     writeln!(
         out,
-        "\nnlbus demo: ok, {} from the kernel over {url}, {} frames routed, 1 event received",
+        "\nnlbus demo: ok, {} from the kernel over {url}, {} frames routed, 1 event, 1 answer and 2 pushes \
+         received",
         counts.join(" and "),
         counters.core.frames
     )?;
@@ -100,6 +103,51 @@ async fn listen(subscriber: &Endpoint, url: &BusUrl, out: &mut impl Write) -> an
         let message = message?;
         let body = String::from_utf8_lossy(message.body());
         writeln!(out, "   received type {:#x}: {body:?}", message.header.kind)?;
+    }
+    Ok(())
+}
+
+/// Has a program answer a request.
+async fn ask(
+    node: &Node,
+    asker: &Endpoint,
+    url: &BusUrl,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let by_hand = format!(
+        "nlbus reply shout -u unix://PATH -- tr a-z A-Z; nlbus request shout hello -u {url}"
+    );
+    step(out, 6, "make a program a subsystem, and ask it", &by_hand)?;
+    let mut provider = Endpoint::attach(node)?.provide("shout").await?;
+    let answer = async {
+        let request = provider.next_request().await.context("nobody asks")?;
+        let loud = String::from_utf8_lossy(&request.body()).to_uppercase();
+        request.reply(loud.as_bytes()).await?;
+        anyhow::Ok(())
+    };
+    let call = async { anyhow::Ok(asker.call("shout", b"hello").await?) };
+    let (_, answer) = timeout(STEP_MAX, async { tokio::try_join!(answer, call) }).await??;
+    writeln!(out, "   asked \"hello\", answered {:?}", String::from_utf8_lossy(&answer))?;
+    Ok(())
+}
+
+/// Pushes two messages, which a puller takes in their order.
+async fn push(
+    node: &Node,
+    pusher: &Endpoint,
+    url: &BusUrl,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let by_hand = format!("nlbus pull jobs -u unix://PATH; nlbus push first --to jobs -u {url}");
+    step(out, 7, "push to a puller: in order, without loss, without an answer", &by_hand)?;
+    let mut puller = Endpoint::attach(node)?.pull("jobs").await?;
+    for job in ["first", "second"] {
+        pusher.push("jobs", job.as_bytes()).await?;
+    }
+    for job in ["first", "second"] {
+        let message = timeout(STEP_MAX, puller.next()).await?.context("the connection ended")?;
+        anyhow::ensure!(message.body == job, "the pushes came in another order");
+        writeln!(out, "   pulled {job:?}")?;
     }
     Ok(())
 }

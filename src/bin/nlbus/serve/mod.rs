@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
-    /// Where to listen: tcp://HOST[:PORT], tls://HOST[:PORT], unix://PATH, unix://@NAME, unix+tls://PATH
+    /// Where to listen: tcp://HOST[:PORT], tls://HOST[:PORT], unix://PATH, unix://@NAME, unix+tls://PATH, udp://HOST[:PORT]
     /// [default: tcp://127.0.0.1:9824].
     #[arg(value_name = "URL")]
     urls: Vec<BusUrl>,

@@ -99,7 +99,8 @@ impl std::str::FromStr for Subsystem {
 /// Whoever reaches a plain TCP port may use the bus, and with it the kernel: off loopback that has to be
 /// said in so many words.
 async fn check_exposure(url: &BusUrl, insecure: bool) -> anyhow::Result<()> {
-    if insecure || url.is_tls() || url.transport() != TransportKind::Tcp {
+    let by_address = matches!(url.transport(), TransportKind::Tcp | TransportKind::Udp);
+    if insecure || url.is_tls() || !by_address {
         return Ok(());
     }
     let (Some(host), Some(port)) = (url.host(), url.port()) else { return Ok(()) };
@@ -115,8 +116,12 @@ async fn check_exposure(url: &BusUrl, insecure: bool) -> anyhow::Result<()> {
     if loopback {
         return Ok(());
     }
+    let what = match url.transport() {
+        TransportKind::Udp => "push to whoever listens here",
+        _ => "ask this kernel, without TLS",
+    };
     let text = format!(
-        "{url} would let anybody who reaches it ask this kernel, without TLS; \
+        "{url} would let anybody who reaches it {what}; \
          listen on a loopback address or a unix socket, or say --insecure"
     );
     Err(UsageError(text).into())
