@@ -55,7 +55,7 @@
 //!
 //! **Addresses.** A broker gives each subsystem an address from 0x00010003 on, and each endpoint that sends
 //! something a *return address*, which it writes into `src` as the frame passes. An answer goes there. So
-//! a request leaves no trace in the broker, and any number of brokers can stand between two ends.
+//! delivering an answer takes no record of its request.
 //!
 //! **Links.** A link is a connection, or a place in the broker's own process. Several endpoints can share
 //! one. A link has rights: to use the bus, to provide subsystems, to control the broker.
