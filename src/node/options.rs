@@ -27,6 +27,10 @@ pub struct NodeOptions {
     /// How long an answer waits for room at an asker that does not read before that asker's link is
     /// closed. Default 10 s.
     pub reply_hold_max: Duration,
+    /// How long a peer may take to read its last answers and close when the node shuts down; one that goes
+    /// on sending after that is reset, and may lose them. Default 2 s; a peer that does not close delays the
+    /// shutdown by this.
+    pub linger_max: Duration,
     /// How many read buffers of 128 KiB are kept while nobody uses them. Default 16.
     pub spare_buffers_max: usize,
 }
@@ -41,6 +45,7 @@ impl Default for NodeOptions {
             half_frame_max: Duration::from_secs(30),
             first_frame_max: Duration::from_secs(5),
             reply_hold_max: Duration::from_secs(10),
+            linger_max: Duration::from_secs(2),
             spare_buffers_max: 16,
         }
     }

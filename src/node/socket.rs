@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -21,9 +20,6 @@ use crate::transport::Stream;
 use crate::wire::Malformed;
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
-
-/// How long a peer may take to read its last answers and close when the node shuts down.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Why a link ended.
 enum End {
@@ -97,7 +93,7 @@ pub(super) async fn run_link(
     let written = writer.await.unwrap_or(Ok(()));
     if stopping {
         // now the peer reads the end; one that does not close then has had its time
-        let _ = timeout(LINGER, discard(&mut reader)).await;
+        let _ = timeout(shared.options.linger_max, discard(&mut reader)).await;
     }
     report(id, &end, written);
 }
