@@ -69,11 +69,14 @@ pub(super) async fn run_link(
     let mut router = Router::default();
     let mut reader = stream.reader;
     let end = tokio::select! {
-        // a shutdown closes the outbox too: it is to be seen as what it is
-        biased;
         () = shared.stopped(Stop::Drain) => End::Stopping,
         () = outbox.closed() => End::Outbox,
         end = read_loop(shared, id, &mut reader, first_frame_by, &mut router) => end,
+    };
+    let end = match end {
+        // a shutdown closes the outbox too, and may do so between one look and the next
+        End::Outbox if *shared.stop.borrow() > Stop::Run => End::Stopping,
+        other => other,
     };
     let stopping = matches!(end, End::Stopping);
     if stopping {
