@@ -223,8 +223,6 @@ impl Outbox {
                 },
                 () = self.closed() => break Ok(()),
             }
-            // what was pushed while this task had the socket, its pusher has left to this task
-            self.flush();
         };
         self.close();
         // at once, also while somebody still holds this
