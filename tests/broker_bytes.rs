@@ -18,7 +18,7 @@ proptest! {
         chunks in vec(vec(any::<u8>(), 0..200), 0..8),
         seeds in vec((any::<u16>(), any::<u32>(), any::<u32>(), vec(any::<u8>(), 0..80)), 0..8),
     ) {
-        let mut broker = Broker::new(Limits::default());
+        let mut broker = Broker::new(Limits::default(), std::num::NonZeroU32::MIN);
         let mut actions = Actions::default();
         let kind = LinkKind::stream(Access::ALL);
         let (hostile, other) = (broker.link_up(kind.clone()).unwrap(), broker.link_up(kind).unwrap());

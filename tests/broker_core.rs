@@ -554,7 +554,7 @@ fn a_control_frame_between_others_keeps_its_place() {
 
 #[test]
 fn a_broker_without_links_is_empty() {
-    let broker = Broker::default();
+    let broker = Bus::default().broker;
     assert_eq!((broker.links_len(), broker.returns_len(), broker.subscriptions_len()), (0, 0, 0));
     assert_eq!(broker.subsystems().count(), 0);
 }

@@ -182,6 +182,7 @@ async fn a_loss_at_the_broker_is_told_to_who_waits_without_a_further_event() {
     let server = Server::start(NodeOptions::default()).await;
     let endpoint = server.connect().await;
     let mut subscription = endpoint.subscribe(Filter::all()).await.unwrap();
+    let service = Endpoint::attach(&server.node).unwrap();
     let overrun = MessageBuilder::new(nlm::OVERRUN, 0).body(&[7, 0, 0, 0]).finish();
     let waiting = async {
         match within(subscription.next()).await {
@@ -191,7 +192,7 @@ async fn a_loss_at_the_broker_is_told_to_who_waits_without_a_further_event() {
     };
     let publishing = async {
         tokio::task::yield_now().await; // the subscriber waits first
-        endpoint.publish(&overrun).await.unwrap();
+        service.publish(&overrun).await.unwrap();
     };
     tokio::join!(waiting, publishing);
 }

@@ -1,6 +1,8 @@
 //! Holds the constants in the code to `proto-spec/*.yaml`, in both directions.
 
-use nlbus::wire::{self, Command, ControlAttribute, ValueType, address, errno, flag, mode, nlm};
+use nlbus::wire::{
+    self, Command, ControlAttribute, ValueType, address, errno, flag, kind, mode, nlm, right,
+};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -181,6 +183,7 @@ fn control_constants() -> BTreeMap<String, u64> {
         ("control-version", wire::CONTROL_VERSION.into()),
         ("protocol-version", wire::PROTOCOL_VERSION.into()),
         ("cid-first", wire::CID_FIRST.into()),
+        ("cid-chosen-first", wire::CID_CHOSEN_FIRST.into()),
     ])
 }
 
@@ -195,7 +198,29 @@ fn envelope_flags() -> BTreeMap<String, u64> {
 }
 
 fn mode_flags() -> BTreeMap<String, u64> {
-    table([("pull", mode::PULL.into()), ("write", mode::WRITE.into())])
+    table([
+        ("pull", mode::PULL.into()),
+        ("write", mode::WRITE.into()),
+        ("broker", mode::BROKER.into()),
+    ])
+}
+
+fn right_flags() -> BTreeMap<String, u64> {
+    table([
+        ("use", right::USE.into()),
+        ("provide", right::PROVIDE.into()),
+        ("control", right::CONTROL.into()),
+    ])
+}
+
+fn kinds() -> BTreeMap<String, u64> {
+    table([
+        ("link", kind::LINK.into()),
+        ("subsystem", kind::SUBSYSTEM.into()),
+        ("listener", kind::LISTENER.into()),
+        ("uplink", kind::UPLINK.into()),
+        ("subscription", kind::SUBSCRIPTION.into()),
+    ])
 }
 
 fn nlm_types() -> BTreeMap<String, u64> {
@@ -245,6 +270,8 @@ fn versions_and_first_numbers_are_those_of_the_control_specification() {
 fn envelope_flags_and_modes_are_those_of_the_specification() {
     assert_eq!(envelope().masks("envelope-flags"), envelope_flags());
     assert_eq!(control().masks("mode"), mode_flags());
+    assert_eq!(control().masks("right"), right_flags());
+    assert_eq!(control().entries("kind"), kinds());
 }
 
 #[test]
@@ -373,7 +400,7 @@ fn control_attributes_and_their_shapes_are_those_of_the_specification_in_its_ord
     for (attribute, kind) in spec.set("control-attrs").attributes.iter().zip(ControlAttribute::ALL)
     {
         assert_eq!(shape(attribute), kind.value_type(), "{}", attribute.name);
-        assert_eq!(attribute.multi_attr, *kind == ControlAttribute::Key, "{}", attribute.name);
+        assert_eq!(attribute.multi_attr, kind.is_multi(), "{}", attribute.name);
     }
 }
 
@@ -384,6 +411,11 @@ fn shape(attribute: &Attribute) -> ValueType {
         ("binary", Some("key")) => {
             assert_eq!(attribute.checks.as_ref().and_then(|checks| checks.exact_len), Some(12));
             ValueType::Key
+        }
+        ("nest", None) => ValueType::Entry,
+        ("u64", None) => {
+            assert_eq!(attribute.byte_order.as_deref(), Some("little-endian"));
+            ValueType::U64
         }
         ("u32", None) => {
             assert_eq!(attribute.byte_order.as_deref(), Some("little-endian"));
@@ -432,6 +464,8 @@ fn every_public_constant_of_the_wire_layer_is_in_one_of_the_tables() {
         control_constants(),
         envelope_flags(),
         mode_flags(),
+        right_flags(),
+        kinds(),
         nlm_types(),
         nlm_flags(),
         nlm_new_flags(),
@@ -447,6 +481,7 @@ fn every_public_constant_of_the_wire_layer_is_in_one_of_the_tables() {
     let sources = [
         include_str!("../src/wire/attribute.rs"),
         include_str!("../src/wire/control.rs"),
+        include_str!("../src/wire/control_builder.rs"),
         include_str!("../src/wire/deframe.rs"),
         include_str!("../src/wire/envelope.rs"),
         include_str!("../src/wire/errno.rs"),

@@ -3,7 +3,8 @@
 use nlbus::wire::{
     Attribute, Attributes, Command, Control, ControlAttribute, ControlBuilder, Envelope,
     EnvelopeHead, ErrorMessage, FRAME_MAX, FRAME_MIN, Fault, Frames, Header, Key, Malformed,
-    Message, MessageBuilder, Messages, PAYLOAD_MAX, TooBig, align4, flag, frame_length, nlm,
+    Message, MessageBuilder, Messages, PAYLOAD_MAX, TooBig, ValueType, align4, flag, frame_length,
+    nlm,
 };
 
 /// A frame with these attribute bytes behind its fixed part, its length field honest.
@@ -333,18 +334,38 @@ fn a_string_that_is_not_utf_8_is_refused_but_a_secret_need_not_be_text() {
 }
 
 #[test]
-fn an_attribute_that_stands_twice_in_control_is_refused_and_only_key_may() {
+fn an_attribute_that_stands_twice_in_control_is_refused_and_only_key_and_entry_may() {
     for &kind in ControlAttribute::ALL {
-        let value = if kind == ControlAttribute::Key { &[0; 12][..] } else { &[0x31; 4] };
+        let value = match kind.value_type() {
+            ValueType::Key => &[0; 12][..],
+            ValueType::U64 => &[0; 8],
+            ValueType::Entry => &[],
+            _ => &[0x31; 4],
+        };
         let mut attributes = nla(kind as u16, value);
         let second = 20 + attributes.len();
         attributes.extend(nla(kind as u16, value));
-        let result = Control::parse(&control(&attributes)).map(|control| control.keys().count());
+        let result = Control::parse(&control(&attributes))
+            .map(|control| control.keys().count() + control.entries().count());
         match kind {
-            ControlAttribute::Key => assert_eq!(result, Ok(2)),
+            ControlAttribute::Key | ControlAttribute::Entry => assert_eq!(result, Ok(2)),
             _ => assert_eq!(result, Err(Malformed::new(Fault::AttributeTwice, second)), "{kind:?}"),
         }
     }
+}
+
+#[test]
+fn what_is_wrong_in_an_entry_is_found_and_an_entry_holds_no_entry() {
+    let entry = ControlAttribute::Entry as u16;
+    let refused = |inside: &[u8]| with_attribute(entry, inside).unwrap_err();
+    assert_eq!(with_attribute(entry, &nla(ControlAttribute::Cid as u16, &[1; 4])), Ok(()));
+    let unknown = refused(&nla(63, &[0; 4]));
+    assert_eq!(unknown, Malformed::new(Fault::AttributeUnknown, 24));
+    let short = refused(&nla(ControlAttribute::Value as u16, &[0; 4]));
+    assert_eq!(short, Malformed::new(Fault::ValueLength, 28));
+    let cut = refused(&[8, 0, 71, 0]);
+    assert_eq!(cut.offset, 24);
+    assert_eq!(refused(&nla(entry, &[])), Malformed::new(Fault::AttributeUnknown, 24));
 }
 
 #[test]
@@ -422,7 +443,7 @@ fn a_control_message_must_fill_its_payload_and_hold_its_head() {
 
 #[test]
 fn an_unknown_command_is_read_and_left_for_the_broker_to_refuse() {
-    for number in [17, 31, 36, 255] {
+    for number in [17, 31, 37, 255] {
         let mut bytes = control(&[]);
         bytes[16] = number;
         let control = Control::parse(&bytes).unwrap();

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use super::link::LinkId;
+use super::order::Order;
+use crate::wire::EnvelopeHead;
 
 /// What becomes of a frame whose target has no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,9 @@ pub enum Delivery {
     Reply,
     /// The frame is dropped, and the target is told how many were: broadcasts.
     Shed,
+    /// The frame is taken up to twice the bound, and past that the target is closed: what brokers tell
+    /// each other, of which nothing may be missing while the link is up.
+    Must,
 }
 
 /// Where the bytes of a [`Action::Send`] are.
@@ -53,6 +58,22 @@ pub enum Action {
         to: LinkId,
         /// The address.
         address: u32,
+    },
+    /// A command that the node carries out; it owes the link an [`answer`](super::Broker::answer).
+    Order {
+        /// Who gave it.
+        link: LinkId,
+        /// What the answer echoes.
+        head: EnvelopeHead,
+        /// What to do.
+        order: Order,
+    },
+    /// Another broker did not do what this one asked of it: for the log.
+    Refused {
+        /// The other broker.
+        link: LinkId,
+        /// What it did not do, and why.
+        text: String,
     },
 }
 

@@ -1,34 +1,39 @@
 //! Control frames: what a link says to the broker itself (proto-spec/control.md).
 
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq as _;
+
 use super::action::{Action, Actions, Delivery};
 use super::link::LinkId;
-use super::subscriptions::Subscription;
+use super::order::{Answer, Order, OrderFiles, Refusal, refuse};
+use super::subscriptions::Filter;
 use super::subsystems::{ProvideError, Provider};
+use super::uplinks::AT;
 use super::{Broker, RETURN_BASE};
+use crate::url::{BusUrl, UrlError};
 use crate::wire::{
-    Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead, GROUP_BYTES_MAX,
-    LEGACY_FRAME_MAX, TooBig, errno, flag,
+    CID_CHOSEN_FIRST, Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead,
+    GROUP_BYTES_MAX, LEGACY_FRAME_MAX, PROTOCOL_VERSION, TooBig, errno, flag, mode,
 };
 
 /// The version of the protocol that this broker speaks.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = PROTOCOL_VERSION;
 
-/// The provider takes what is pushed.
-const MODE_PULLS: u32 = 1;
-/// The provider makes changes, and is for those who may have them made.
-const MODE_WRITES: u32 = 2;
-
-/// Why a command is answered with ERR.
-struct Refusal {
-    errno: i32,
-    text: String,
+/// What becomes of a command.
+pub(super) enum Outcome {
+    /// It is done.
+    Done(Answer),
+    /// It is answered later.
+    Later,
+    /// The node does it, and answers.
+    Order(Order),
 }
 
-/// What ACK says beside its name.
-type Answer = Vec<(ControlAttribute, u32)>;
-
-fn refuse<T>(errno: i32, text: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { errno, text: text.into() })
+impl From<Answer> for Outcome {
+    fn from(answer: Answer) -> Self {
+        Self::Done(answer)
+    }
 }
 
 impl Broker {
@@ -43,18 +48,33 @@ impl Broker {
     ) {
         let payload = Envelope::parse(frame).and_then(|envelope| envelope.payload());
         let number = payload.ok().and_then(|message| message.get(16).copied());
-        let silent = matches!(
-            number.and_then(Command::from_number),
-            Some(Command::Noop | Command::Ack | Command::Err)
-        );
-        if silent {
-            return;
+        let parsed = payload.and_then(Control::parse);
+        match number.and_then(Command::from_number) {
+            Some(Command::Noop) => return,
+            Some(Command::Ack | Command::Err) => {
+                if let Ok(control) = parsed {
+                    self.answered(from, head.sequence, &control, actions);
+                }
+                return;
+            }
+            _ => {}
         }
-        let result = match payload.and_then(Control::parse) {
-            Ok(control) => self.command(from, head, &control, actions),
+        let outcome = match &parsed {
+            Ok(control) => self.command(from, head, control, frame, actions),
             Err(malformed) => refuse(errno::EINVAL, malformed.to_string()),
         };
-        answer(from, head, result, actions);
+        match outcome {
+            Ok(Outcome::Done(answer)) => self.answer(from, head, Ok(answer), actions),
+            Ok(Outcome::Later) => return,
+            Ok(Outcome::Order(order)) => {
+                actions.list.push(Action::Order { link: from, head, order });
+            }
+            Err(refusal) => self.answer(from, head, Err(refusal), actions),
+        }
+        let hello = parsed.is_ok_and(|control| control.command() == Some(Command::Hello));
+        if hello && self.far_links.contains(&from) {
+            self.greet_neighbour(actions);
+        }
     }
 
     fn command(
@@ -62,29 +82,53 @@ impl Broker {
         from: LinkId,
         head: EnvelopeHead,
         control: &Control<'_>,
+        frame: &[u8],
         actions: &mut Actions,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Outcome, Refusal> {
         let Some(command) = control.command() else {
             return refuse(errno::EOPNOTSUPP, format!("command {} is unknown", control.number));
         };
         self.permit(from, command)?;
-        match command {
-            Command::Hello => self.hello(from, control, actions),
-            Command::Subscribe => self.subscribe(from, control, actions),
-            Command::Unsubscribe => self.unsubscribe(from, control, actions),
-            Command::Discover => self.discover(control),
-            Command::Provide => self.provide(from, head, control),
-            Command::Remove => self.remove(from, head, control),
-            other => refuse(errno::EOPNOTSUPP, format!("{} is not offered here", other.symbol())),
-        }
+        let answer = match command {
+            Command::Hello => self.hello(from, control, actions)?,
+            Command::Register => self.register(from, control)?,
+            Command::Unregister => self.unregister(from),
+            Command::Discover | Command::Subscribe => {
+                if let Some(name) = control.host
+                    && self.subsystems.discover(name).is_none()
+                    && let Some((inner, uplink)) = self.uplinks.split(name)
+                {
+                    self.resolve(from, (inner, uplink), name, frame, actions)?;
+                    return Ok(Outcome::Later);
+                }
+                match command {
+                    Command::Discover => self.discover(control)?,
+                    _ => self.subscribe(from, control, actions)?,
+                }
+            }
+            Command::Unsubscribe => self.unsubscribe(from, control, actions)?,
+            Command::Provide => self.provide(from, head, control, actions)?,
+            Command::Remove => self.remove(from, head, control, actions)?,
+            Command::Release => {
+                self.release(from, control.port.unwrap_or(head.src), actions);
+                Answer::done()
+            }
+            Command::List => return self.list(control),
+            Command::Route | Command::Noop | Command::Ack | Command::Err => {
+                let text = format!("{} is not offered here", command.symbol());
+                return refuse(errno::EOPNOTSUPP, text);
+            }
+            other => return order(other, control).map(Outcome::Order),
+        };
+        Ok(Outcome::Done(answer))
     }
 
     fn permit(&mut self, from: LinkId, command: Command) -> Result<(), Refusal> {
-        let Some(rights) = self.links.get(from).map(|link| link.access.rights) else {
+        let Some(rights) = self.links.get(from).map(super::link::Link::rights) else {
             return refuse(errno::EPIPE, "the link is gone");
         };
         let (granted, right) = match command {
-            Command::Hello | Command::Register | Command::Route => (true, "any"),
+            Command::Hello | Command::Register | Command::Route | Command::Release => (true, "any"),
             Command::Subscribe | Command::Unsubscribe | Command::Discover => {
                 (rights.use_bus, "use")
             }
@@ -122,7 +166,35 @@ impl Broker {
             link.frame_max = theirs.min(ours);
             actions.list.push(Action::Greeted { link: from });
         }
-        Ok(vec![(ControlAttribute::Version, VERSION), (ControlAttribute::FrameMax, ours as u32)])
+        let mut answer = Answer::word(ControlAttribute::Version, VERSION);
+        answer.words.push((ControlAttribute::FrameMax, ours as u32));
+        if control.mode.is_some_and(|bits| bits & mode::BROKER != 0) && self.neighbour(from) {
+            answer.words.push((ControlAttribute::Mode, mode::BROKER));
+        }
+        Ok(answer)
+    }
+
+    /// Compares the secret in a time that does not depend on what is in either.
+    fn register(&mut self, from: LinkId, control: &Control<'_>) -> Result<Answer, Refusal> {
+        let Some(given) = control.secret else {
+            return refuse(errno::EINVAL, "register needs a secret");
+        };
+        let right = self.secret.as_ref().is_some_and(|secret| bool::from(secret.ct_eq(given)));
+        if !right {
+            self.counters.forbidden += 1;
+            return refuse(errno::EPERM, "that is not the secret");
+        }
+        if let Some(link) = self.links.get_mut(from) {
+            link.registered = true;
+        }
+        Ok(Answer::done())
+    }
+
+    fn unregister(&mut self, from: LinkId) -> Answer {
+        if let Some(link) = self.links.get_mut(from) {
+            link.registered = false;
+        }
+        Answer::done()
     }
 
     fn subscribe(
@@ -150,21 +222,53 @@ impl Broker {
             return refuse(errno::EINVAL, text);
         }
         let group = control.group.map(Box::from);
-        let Some(cid) = self.links.get_mut(from).and_then(|link| {
-            link.cids_free.pop().or_else(|| {
-                link.cid_next = link.cid_next.checked_sub(1)?;
-                Some(link.cid_next)
-            })
-        }) else {
-            self.counters.over_limit += 1;
-            return refuse(errno::ENOSPC, "this link has as many subscriptions as it may");
+        let filter = Arc::new(Filter { from: from_subsystem, group, keys });
+        let Some(link) = self.links.get_mut(from) else {
+            return refuse(errno::EPIPE, "the link is gone");
         };
-        if self.subscriptions.len() == 0 {
+        let hops = link.far.as_ref().map(|_| control.hops.unwrap_or(0));
+        let cid = match control.cid {
+            Some(cid) if cid < CID_CHOSEN_FIRST => {
+                let text = format!("a cid that is chosen is {CID_CHOSEN_FIRST} or more");
+                return refuse(errno::EINVAL, text);
+            }
+            Some(cid) => {
+                let max = match link.far {
+                    Some(_) => self.limits.subscriptions_per_broker_max,
+                    None => self.limits.subscriptions_per_link_max as usize,
+                };
+                let replaced = self.subscriptions.remove(from, cid);
+                if let Some(replaced) = &replaced {
+                    self.interests.remove(replaced);
+                    if replaced.filter != filter {
+                        self.advertise(&replaced.filter, actions);
+                    }
+                } else if self.subscriptions.len_of(from) >= max {
+                    self.counters.over_limit += 1;
+                    return refuse(errno::ENOSPC, "this link has as many subscriptions as it may");
+                }
+                cid
+            }
+            None => {
+                let cid = link.cids_free.pop().or_else(|| {
+                    link.cid_next = link.cid_next.checked_sub(1)?;
+                    Some(link.cid_next)
+                });
+                let Some(cid) = cid else {
+                    self.counters.over_limit += 1;
+                    return refuse(errno::ENOSPC, "this link has as many subscriptions as it may");
+                };
+                cid
+            }
+        };
+        let first = self.subscriptions.len() == 0;
+        self.subscriptions.insert(from, cid, Arc::clone(&filter), hops);
+        self.interests.insert(&filter, from, cid, hops);
+        self.advertise(&filter, actions);
+        if first {
             actions.list.push(Action::EventsChanged);
         }
-        let subscription = Subscription { link: from, cid, from: from_subsystem, group, keys };
-        self.subscriptions.insert(subscription);
-        Ok(vec![(ControlAttribute::Cid, cid)])
+        Ok(Answer::word(ControlAttribute::Cid, cid))
     }
 
     fn unsubscribe(
@@ -176,22 +280,26 @@ impl Broker {
         let Some(cid) = control.cid else {
             return refuse(errno::EINVAL, "unsubscribe needs a cid");
         };
-        if !self.subscriptions.remove(from, cid) {
+        let Some(gone) = self.subscriptions.remove(from, cid) else {
             return refuse(errno::ENOENT, format!("this link has no subscription {cid}"));
-        }
-        if let Some(link) = self.links.get_mut(from) {
+        };
+        if let Some(link) = self.links.get_mut(from)
+            && cid < CID_CHOSEN_FIRST
+        {
             link.cids_free.push(cid);
         }
+        self.interests.remove(&gone);
+        self.advertise(&gone.filter, actions);
         if self.subscriptions.len() == 0 {
             actions.list.push(Action::EventsChanged);
         }
-        Ok(Answer::new())
+        Ok(Answer::done())
     }
 
     fn discover(&self, control: &Control<'_>) -> Result<Answer, Refusal> {
         let name = name_of(control)?;
         match self.subsystems.discover(name) {
-            Some(address) => Ok(vec![(ControlAttribute::Addr, address)]),
+            Some(address) => Ok(Answer::address(address)),
             None => refuse(errno::ENOENT, format!("nobody provides \"{name}\"")),
         }
     }
@@ -201,9 +309,13 @@ impl Broker {
         from: LinkId,
         head: EnvelopeHead,
         control: &Control<'_>,
+        actions: &mut Actions,
     ) -> Result<Answer, Refusal> {
         let name = name_of(control)?;
         let port = control.port.unwrap_or(head.src);
+        if name.starts_with(AT) || self.uplinks.split(name).is_some() {
+            return refuse(errno::EPERM, format!("\"{name}\" belongs to another broker"));
+        }
         let Some(link) = self.links.get_mut(from) else {
             return refuse(errno::EPIPE, "the link is gone");
         };
@@ -214,22 +326,31 @@ impl Broker {
             self.counters.over_limit += 1;
             return refuse(errno::ENOSPC, "this link has as many ports as it may");
         }
-        let mode = control.mode.unwrap_or(0);
-        if mode & !(MODE_PULLS | MODE_WRITES) != 0 {
-            return refuse(errno::EINVAL, format!("mode {mode:#x} has unknown bits"));
+        let bits = control.mode.unwrap_or(0);
+        if bits & !(mode::PULL | mode::WRITE) != 0 {
+            return refuse(errno::EINVAL, format!("mode {bits:#x} has unknown bits"));
         }
         let provider = Provider {
             link: from,
             port,
-            pulls: mode & MODE_PULLS != 0,
-            writes: mode & MODE_WRITES != 0,
+            pulls: bits & mode::PULL != 0,
+            writes: bits & mode::WRITE != 0,
         };
+        let before = self.subsystems.discover(name).is_some();
         match self.subsystems.provide(name, provider, &self.limits) {
             Ok(address) => {
                 link.ports.insert(port, address);
                 link.provides += 1;
                 link.may_answer = true;
-                Ok(vec![(ControlAttribute::Addr, address)])
+                link.last_port = None;
+                let far = link.far.is_some();
+                if !before {
+                    self.export_changed(name, true, actions);
+                }
+                if far {
+                    self.back_again(address, actions);
+                }
+                Ok(Answer::address(address))
             }
             Err(ProvideError::Name) => {
                 let max = self.limits.name_bytes_max;
@@ -248,6 +369,7 @@ impl Broker {
         from: LinkId,
         head: EnvelopeHead,
         control: &Control<'_>,
+        actions: &mut Actions,
     ) -> Result<Answer, Refusal> {
         let name = name_of(control)?;
         let port = control.port.unwrap_or(head.src);
@@ -261,8 +383,8 @@ impl Broker {
         });
         match provided {
             Some(address) => {
-                self.subsystems.remove(address, from, Some(port));
-                Ok(Answer::new())
+                self.unprovide(address, from, port, actions);
+                Ok(Answer::done())
             }
             None => refuse(errno::ENOENT, format!("port {port} does not provide \"{name}\"")),
         }
@@ -276,15 +398,73 @@ fn name_of<'a>(control: &Control<'a>) -> Result<&'a str, Refusal> {
     }
 }
 
-/// Sends ACK or ERR: addresses swapped, sequence number and pid as they came. The request is never
-/// echoed: it can hold a secret.
-fn answer(to: LinkId, head: EnvelopeHead, result: Result<Answer, Refusal>, actions: &mut Actions) {
-    let head = EnvelopeHead { flags: flag::CONTROL, dst: head.src, src: head.dst, ..head };
-    actions.send_made(to, Delivery::Hold, |out| {
-        emit_answer(head, result, out).unwrap_or_else(|too_big| {
-            unreachable!("an answer is cut to far below {}", too_big.max)
+/// What the node is to do.
+fn order(command: Command, control: &Control<'_>) -> Result<Order, Refusal> {
+    Ok(match command {
+        Command::Stop => Order::Stop,
+        Command::Reload => Order::Reload,
+        Command::Connect => Order::Connect {
+            url: url_of(control)?,
+            name: control.text.filter(|name| !name.is_empty()).map(str::to_owned),
+            files: files_of(control),
+        },
+        Command::Disconnect => match control.addr {
+            Some(address) => Order::Disconnect { address },
+            None => return refuse(errno::EINVAL, "disconnect needs an addr"),
+        },
+        Command::Serve => Order::Serve { url: url_of(control)?, files: files_of(control) },
+        Command::Shutdown => Order::Shutdown { url: url_of(control)? },
+        Command::Stats => Order::Stats,
+        Command::LogLevel => match control.text {
+            Some(text) => Order::LogLevel { directives: text.to_owned() },
+            None => return refuse(errno::EINVAL, "log-level needs a text"),
+        },
+        other => {
+            return refuse(errno::EOPNOTSUPP, format!("{} is not offered here", other.symbol()));
+        }
+    })
+}
+
+fn url_of(control: &Control<'_>) -> Result<BusUrl, Refusal> {
+    name_of(control)?.parse().or_else(|error: UrlError| {
+        let errno = match error {
+            UrlError::UnknownScheme { .. } => errno::EPROTONOSUPPORT,
+            _ => errno::EINVAL,
+        };
+        refuse(errno, error.to_string())
+    })
+}
+
+/// The original's clients send them empty.
+fn files_of(control: &Control<'_>) -> OrderFiles {
+    let path = |path: Option<&str>| path.filter(|path| !path.is_empty()).map(str::to_owned);
+    OrderFiles {
+        key: path(control.ssl_key),
+        cert: path(control.ssl_cert),
+        ca: path(control.ssl_ca),
+    }
+}
+
+impl Broker {
+    /// Answers a command: addresses swapped, sequence number and pid as they came. The request is never
+    /// echoed: it can hold a secret. For a link that is gone nothing happens.
+    pub fn answer(
+        &mut self,
+        to: LinkId,
+        head: EnvelopeHead,
+        result: Result<Answer, Refusal>,
+        actions: &mut Actions,
+    ) {
+        let Some(link) = self.links.get(to) else { return };
+        // two brokers that wait for each other to read would wait for ever
+        let delivery = if link.far.is_some() { Delivery::Must } else { Delivery::Hold };
+        let head = EnvelopeHead { flags: flag::CONTROL, dst: head.src, src: head.dst, ..head };
+        actions.send_made(to, delivery, |out| {
+            emit_answer(head, result, out).unwrap_or_else(|too_big| {
+                unreachable!("an answer is cut to far below {}", too_big.max)
+            });
         });
-    });
+    }
 }
 
 fn emit_answer(
@@ -293,10 +473,16 @@ fn emit_answer(
     out: &mut Vec<u8>,
 ) -> Result<(), TooBig> {
     match result {
-        Ok(values) => {
+        Ok(answer) => {
             let mut builder = ControlBuilder::new(out, head, Command::Ack);
-            for (attribute, value) in values {
+            for (attribute, value) in answer.words {
                 builder = builder.u32(attribute, value)?;
+            }
+            for entry in &answer.entries {
+                builder = builder.entry(|builder| entry.emit(builder))?;
+            }
+            if let Some(next) = answer.next {
+                builder = builder.u64(ControlAttribute::Value, next)?;
             }
             builder.finish();
         }

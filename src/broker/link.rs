@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::access::Access;
+use super::access::{Access, Rights};
+use super::chain::Far;
 use super::open::OpenRequests;
 use super::subsystems::Provider;
 use crate::wire::LEGACY_FRAME_MAX;
@@ -35,6 +36,8 @@ pub struct LinkKind {
     pub access: Access,
     /// How it is connected.
     pub carrier: Carrier,
+    /// Where its other end is, for listings.
+    pub peer: String,
 }
 
 /// How a link is connected.
@@ -50,16 +53,24 @@ pub enum Carrier {
 
 impl LinkKind {
     /// A link in the broker's own process, which may do everything.
-    pub const LOCAL: Self = Self { access: Access::ALL, carrier: Carrier::Local };
+    pub const LOCAL: Self =
+        Self { access: Access::ALL, carrier: Carrier::Local, peer: String::new() };
 
     /// A connection.
     pub const fn stream(access: Access) -> Self {
-        Self { access, carrier: Carrier::Stream }
+        Self { access, carrier: Carrier::Stream, peer: String::new() }
     }
 
     /// A socket that receives datagrams.
     pub const fn datagram(access: Access) -> Self {
-        Self { access, carrier: Carrier::Datagram }
+        Self { access, carrier: Carrier::Datagram, peer: String::new() }
+    }
+
+    /// The same, with the place of its other end.
+    #[must_use]
+    pub fn peer(mut self, peer: impl Into<String>) -> Self {
+        self.peer = peer.into();
+        self
     }
 }
 
@@ -70,7 +81,12 @@ pub(super) type Pick = (u32, u32, u32);
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) access: Access,
+    /// Has said the secret.
+    pub(super) registered: bool,
     pub(super) carrier: Carrier,
+    pub(super) peer: String,
+    /// The other end is a broker too.
+    pub(super) far: Option<Box<Far>>,
     /// Has said HELLO, or is local.
     pub(super) greeted: bool,
     /// The longest frame that it takes.
@@ -101,7 +117,10 @@ impl Link {
         let local = kind.carrier == Carrier::Local;
         Self {
             access: kind.access,
+            registered: false,
             carrier: kind.carrier,
+            peer: kind.peer,
+            far: None,
             greeted: local,
             frame_max: if local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
             last_pick: None,
@@ -114,6 +133,12 @@ impl Link {
             cid_next: cids,
             last_event: 0,
         }
+    }
+
+    /// What it may do now.
+    pub(super) fn rights(&self) -> Rights {
+        let rights = self.access.rights;
+        Rights { control: rights.control || self.registered, ..rights }
     }
 }
 
@@ -169,6 +194,12 @@ impl Links {
     pub(super) fn get_mut(&mut self, id: LinkId) -> Option<&mut Link> {
         let slot = self.slots.get_mut(id.index())?;
         if slot.generation == id.generation { slot.link.as_mut() } else { None }
+    }
+
+    /// Those that are up, from the slot `from` on.
+    pub(super) fn iter_from(&self, from: usize) -> impl Iterator<Item = (u32, &Link)> {
+        let slots = self.slots.iter().enumerate().skip(from);
+        slots.filter_map(|(index, slot)| Some((index as u32, slot.link.as_ref()?)))
     }
 
     pub(super) fn local_providers(&self) -> impl Iterator<Item = LinkId> {

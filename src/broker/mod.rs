@@ -14,29 +14,43 @@
 
 mod access;
 mod action;
+mod broadcast;
+mod chain;
 mod control;
+mod interests;
 mod limits;
 mod link;
+mod list;
 mod open;
+mod order;
+mod origins;
 mod returns;
 mod subscriptions;
 mod subsystems;
+mod uplinks;
 
 pub use access::{Access, Names, Rights};
 pub use action::{Action, Actions, Delivery, Source};
 pub use limits::{Counters, Limits};
 pub use link::{Carrier, LinkId, LinkKind};
+pub use order::{Answer, Entry, Order, OrderFiles, Refusal};
 pub use returns::{RETURN_BASE, RETURNS_CEILING};
 pub use subsystems::{SUBSYSTEM_BASE, SUBSYSTEM_LAST};
+pub use uplinks::{Export, UplinkKind};
 
+use std::num::NonZeroU32;
+
+use interests::Interests;
 use link::Links;
 use open::Open;
+use origins::Origins;
 use returns::Returns;
 use subscriptions::Subscriptions;
 use subsystems::{Provider, Subsystems, Wanted};
+use uplinks::Uplinks;
 
 use crate::wire::{
-    Broadcast, Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
+    Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
     TRANSPORT_TYPE, errno, flag,
 };
 
@@ -53,7 +67,7 @@ pub struct Handled {
 }
 
 /// The core. See the [module](self).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Broker {
     limits: Limits,
     counters: Counters,
@@ -63,13 +77,47 @@ pub struct Broker {
     subscriptions: Subscriptions,
     /// Counts broadcasts, so that a link gets each once.
     event: u64,
+    /// What it is known by to other brokers.
+    id: u32,
+    /// Of the broadcasts that began here.
+    sequence: u32,
+    uplinks: Uplinks,
+    /// Links to other brokers, whoever made them.
+    far_links: Vec<LinkId>,
+    interests: Interests,
+    origins: Origins,
+    /// What REGISTER has to say.
+    secret: Option<Box<[u8]>>,
 }
 
 impl Broker {
-    /// A broker without links. Of [`Limits::frame_bytes_max`] no more is taken than [`FRAME_MAX`].
-    pub fn new(mut limits: Limits) -> Self {
+    /// A broker without links. Of [`Limits::frame_bytes_max`] no more is taken than [`FRAME_MAX`]. Among
+    /// brokers that are linked to each other `id` has to be its own; chosen at random it is so but for
+    /// one in four thousand million for each pair.
+    pub fn new(mut limits: Limits, id: NonZeroU32) -> Self {
         limits.frame_bytes_max = limits.frame_bytes_max.min(FRAME_MAX);
-        Self { limits, ..Self::default() }
+        Self {
+            limits,
+            counters: Counters::default(),
+            links: Links::default(),
+            returns: Returns::default(),
+            subsystems: Subsystems::default(),
+            subscriptions: Subscriptions::default(),
+            event: 0,
+            id: id.get(),
+            sequence: 0,
+            uplinks: Uplinks::default(),
+            far_links: Vec::new(),
+            interests: Interests::default(),
+            origins: Origins::default(),
+            secret: None,
+        }
+    }
+
+    /// Gives whoever says `secret` in a REGISTER the right to control; with `None` nobody gets it that
+    /// way. Who has it already keeps it.
+    pub fn set_secret(&mut self, secret: Option<&[u8]>) {
+        self.secret = secret.map(Box::from);
     }
 
     /// What has been counted so far.
@@ -109,24 +157,42 @@ impl Broker {
 
     /// Forgets a link and everything that was its own.
     pub fn link_down(&mut self, id: LinkId, actions: &mut Actions) {
-        let Some(link) = self.links.remove(id) else { return };
+        let behind = self.behind(id);
+        let Some(mut link) = self.links.remove(id) else { return };
+        let far = link.far.take();
         for (port, address) in link.ports {
             if address >= RETURN_BASE {
-                self.returns.remove(address);
-                for to in self.links.local_providers() {
-                    actions.list.push(Action::Gone { to, address });
-                }
+                self.forget_return(address, actions);
             } else {
-                self.subsystems.remove(address, id, Some(port));
+                self.unprovide(address, id, port, actions);
             }
         }
+        let errno = if far.is_some() { errno::EHOSTUNREACH } else { errno::EPIPE };
         for ((asker, sequence), open) in link.open.into_iter() {
-            self.give_up(asker, sequence, open, actions);
+            self.give_up(asker, sequence, open, errno, actions);
         }
-        let before = self.subscriptions.len();
-        self.subscriptions.remove_link(id);
-        if before > 0 && self.subscriptions.len() == 0 {
+        let gone = self.subscriptions.remove_link(id);
+        for subscription in &gone {
+            self.interests.remove(subscription);
+        }
+        if let Some(far) = far {
+            self.far_down(id, *far, &behind, actions);
+        }
+        for subscription in &gone {
+            self.advertise(&subscription.filter, actions);
+        }
+        if !gone.is_empty() && self.subscriptions.len() == 0 {
             actions.list.push(Action::EventsChanged);
+        }
+    }
+
+    /// Takes a port out of the providers of a subsystem.
+    fn unprovide(&mut self, address: u32, link: LinkId, port: u32, actions: &mut Actions) {
+        self.subsystems.remove(address, link, Some(port));
+        if !self.subsystems.is_provided(address)
+            && let Some(name) = self.subsystems.name(address).map(str::to_owned)
+        {
+            self.export_changed(&name, false, actions);
         }
     }
 
@@ -169,6 +235,16 @@ impl Broker {
         }
         self.counters.frames += 1;
         let Some(link) = self.links.get(from) else { return Ok(()) };
+        let head = match &link.far {
+            Some(_) if head.flags & flag::CONTROL == 0 => {
+                match self.hop(from, head, frame, actions) {
+                    Some(head) => head,
+                    None => return Ok(()),
+                }
+            }
+            _ => head,
+        };
+        let Some(link) = self.links.get(from) else { return Ok(()) };
         if link.carrier == Carrier::Datagram {
             self.handle_datagram(from, at, head, frame, actions);
         } else if head.flags & flag::CONTROL != 0 {
@@ -185,6 +261,26 @@ impl Broker {
             }
         }
         Ok(())
+    }
+
+    /// Counts a frame's way from another broker to this one; `None` if it has gone too far.
+    #[cold]
+    fn hop(
+        &mut self,
+        from: LinkId,
+        mut head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) -> Option<EnvelopeHead> {
+        const ONE: u16 = flag::HOPS_MASK & flag::HOPS_MASK.wrapping_neg();
+        if head.flags & flag::HOPS_MASK >= flag::HOPS_MAX * ONE {
+            self.counters.looped += 1;
+            self.bounce(from, head, frame, errno::ELOOP, "too many brokers on the way", actions);
+            return None;
+        }
+        head.flags += ONE;
+        head.write_over(frame);
+        Some(head)
     }
 
     /// A frame that came as a datagram: for a puller, or else for subscribers. It is never answered, and
@@ -241,17 +337,21 @@ impl Broker {
         actions.send(to, Source::Input, at..at + frame.len(), Delivery::Hold);
         self.counters.requests += 1;
         // a port that provides has no return address
-        if head.flags & flag::ASK != 0 && src >= RETURN_BASE {
-            self.note_open(to, src, &head);
+        if src >= RETURN_BASE {
+            self.note_sent(to, src, &head);
         }
     }
 
-    /// Remembers that `asker` waits for an answer of the provider behind `to`.
+    /// Remembers that the provider behind `to` knows `asker`, who may wait for an answer of it.
     #[inline]
-    fn note_open(&mut self, to: LinkId, asker: u32, head: &EnvelopeHead) {
+    fn note_sent(&mut self, to: LinkId, asker: u32, head: &EnvelopeHead) {
         let max = self.limits.open_requests_per_link_max;
+        let Some(link) = self.links.get_mut(to) else { return };
+        if let Some(far) = &mut link.far {
+            far.saw(asker);
+        }
         let open = Open { subsystem: head.dst, pid: head.pid };
-        if let Some(link) = self.links.get_mut(to)
+        if head.flags & flag::ASK != 0
             && link.carrier != Carrier::Local
             && !link.open.insert(asker, head.sequence, open, max)
         {
@@ -260,10 +360,17 @@ impl Broker {
     }
 
     /// Tells an asker that the provider of its request is gone.
-    fn give_up(&mut self, asker: u32, sequence: u32, open: Open, actions: &mut Actions) {
+    fn give_up(
+        &mut self,
+        asker: u32,
+        sequence: u32,
+        open: Open,
+        errno: i32,
+        actions: &mut Actions,
+    ) {
         let Some((to, port)) = self.returns.find(asker) else { return };
         self.counters.given_up += 1;
-        let error = ErrorMessage::emit(-errno::EPIPE, &Header::default(), "the provider is gone");
+        let error = ErrorMessage::emit(-errno, &Header::default(), "the provider is gone");
         let flags = flag::EXCEPTION | flag::RESPONSE;
         let head = EnvelopeHead { flags, sequence, pid: open.pid, dst: port, src: open.subsystem };
         actions.send_made(to, Delivery::Reply, |out| {
@@ -356,6 +463,11 @@ impl Broker {
             let text = format!("this link may not use {:#010x}", head.dst);
             return self.bounce(from, head, frame, errno::EPERM, &text, actions);
         }
+        if self.subsystems.name(head.dst).is_some_and(|name| self.uplinks.split(name).is_some()) {
+            // not for the subscribers here, whatever it is
+            let text = format!("the broker behind {:#010x} is not linked now", head.dst);
+            return self.bounce(from, head, frame, errno::EHOSTUNREACH, &text, actions);
+        }
         if head.flags & flag::ASK == 0 {
             return self.broadcast(from, at, head, frame, actions);
         }
@@ -383,54 +495,6 @@ impl Broker {
         self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
     }
 
-    /// A frame for whoever subscribed. Its header is wiped: of the sender only the subsystem stays, and
-    /// for a link that has not said HELLO not even that, as the original has it.
-    fn broadcast(
-        &mut self,
-        from: LinkId,
-        at: usize,
-        head: EnvelopeHead,
-        frame: &mut [u8],
-        actions: &mut Actions,
-    ) {
-        self.counters.broadcasts += 1;
-        let provided = self.links.get(from).and_then(|link| link.ports.get(&head.src).copied());
-        let src = provided.filter(|address| *address < RETURN_BASE).unwrap_or(0);
-        EnvelopeHead { src, ..EnvelopeHead::default() }.write_over(frame);
-        let frame: &[u8] = frame;
-        let Ok(broadcast) = Envelope::parse(frame).and_then(|envelope| envelope.broadcast()) else {
-            self.counters.dropped += 1;
-            return;
-        };
-        self.event += 1;
-        let mut wanted = false;
-        let mut wiped = None;
-        for to in self.subscriptions.matching(src, &broadcast) {
-            wanted = true;
-            let Some(link) = self.links.get_mut(to) else { continue };
-            if link.last_event == self.event {
-                continue;
-            }
-            link.last_event = self.event;
-            if src != 0 && !may_hear(&self.subsystems, link, src) {
-                continue;
-            }
-            if frame.len() > link.frame_max {
-                self.counters.too_long += 1;
-            } else if link.greeted || (src == 0 && broadcast.group.is_none()) {
-                actions.send(to, Source::Input, at..at + frame.len(), Delivery::Shed);
-            } else {
-                let range =
-                    wiped.get_or_insert_with(|| wipe(frame, &broadcast, &mut actions.scratch));
-                let range = range.clone();
-                actions.send(to, Source::Scratch, range, Delivery::Shed);
-            }
-        }
-        if !wanted {
-            self.counters.unwanted += 1;
-        }
-    }
-
     /// The address that answers to `port` of `link` go to, made on first use.
     #[inline]
     fn address_of(&mut self, id: LinkId, port: u32) -> Option<u32> {
@@ -442,8 +506,15 @@ impl Broker {
         }
         let address = match link.ports.get(&port) {
             Some(address) => *address,
-            None if link.ports.len() >= self.limits.ports_per_link_max => return None,
             None => {
+                let limits = &self.limits;
+                let max = match link.far {
+                    Some(_) => limits.ports_per_broker_max,
+                    None => limits.ports_per_link_max,
+                };
+                if link.ports.len() >= max {
+                    return None;
+                }
                 let address = self.returns.insert(id, port, self.limits.returns_max)?;
                 link.ports.insert(port, address);
                 address
@@ -493,16 +564,4 @@ fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool 
         Names::All => true,
         names => subsystems.name(subsystem).is_some_and(|name| names.contains(name)),
     }
-}
-
-/// Appends a copy of `frame` whose header says nothing at all, and which has no group.
-fn wipe(frame: &[u8], broadcast: &Broadcast<'_>, scratch: &mut Vec<u8>) -> std::ops::Range<usize> {
-    let start = scratch.len();
-    let nobody = EnvelopeHead::default();
-    // a payload that came in one frame fits one
-    if broadcast.group.is_none() || nobody.emit(broadcast.payload, scratch).is_err() {
-        scratch.extend_from_slice(frame);
-        nobody.write_over(&mut scratch[start..]);
-    }
-    start..scratch.len()
 }

@@ -49,6 +49,13 @@ struct Subsystem {
     turn: usize,
 }
 
+impl Subsystem {
+    fn retain(&mut self, keep: impl Fn(&Provider) -> bool) {
+        self.providers.retain(keep);
+        self.writers = self.providers.iter().filter(|provider| provider.writes).count();
+    }
+}
+
 /// A name keeps its address for as long as the broker runs, so that a provider may come and go.
 #[derive(Debug, Default)]
 pub(super) struct Subsystems {
@@ -63,14 +70,7 @@ impl Subsystems {
         provider: Provider,
         limits: &Limits,
     ) -> Result<u32, ProvideError> {
-        let printable = name.chars().all(|c| !c.is_control() && !c.is_whitespace());
-        if name.is_empty() || name.len() > limits.name_bytes_max || !printable {
-            return Err(ProvideError::Name);
-        }
-        let address = match self.names.get(name) {
-            Some(address) => *address,
-            None => self.add(name, limits)?,
-        };
+        let address = self.reserve(name, limits)?;
         let subsystem = self.at_mut(address).ok_or(ProvideError::Full)?;
         if subsystem.providers.len() >= limits.providers_per_subsystem_max {
             return Err(ProvideError::Full);
@@ -78,6 +78,18 @@ impl Subsystems {
         subsystem.writers += usize::from(provider.writes);
         subsystem.providers.push(provider);
         Ok(address)
+    }
+
+    /// The address of a name, which is given one if it has none.
+    pub(super) fn reserve(&mut self, name: &str, limits: &Limits) -> Result<u32, ProvideError> {
+        let printable = name.chars().all(|c| !c.is_control() && !c.is_whitespace());
+        if name.is_empty() || name.len() > limits.name_bytes_max || !printable {
+            return Err(ProvideError::Name);
+        }
+        match self.names.get(name) {
+            Some(address) => Ok(*address),
+            None => self.add(name, limits),
+        }
     }
 
     fn add(&mut self, name: &str, limits: &Limits) -> Result<u32, ProvideError> {
@@ -99,10 +111,28 @@ impl Subsystems {
     /// Takes `link`'s ports out of the providers of `address`, or only `port`.
     pub(super) fn remove(&mut self, address: u32, link: LinkId, port: Option<u32>) {
         if let Some(subsystem) = self.at_mut(address) {
-            let gone = |p: &Provider| p.link == link && port.is_none_or(|port| port == p.port);
-            subsystem.providers.retain(|provider| !gone(provider));
-            subsystem.writers = subsystem.providers.iter().filter(|p| p.writes).count();
+            subsystem.retain(|p| p.link != link || port.is_some_and(|port| port != p.port));
         }
+    }
+
+    /// Takes `link` out of the providers of everything.
+    pub(super) fn remove_link(&mut self, link: LinkId) {
+        for subsystem in &mut self.table {
+            subsystem.retain(|provider| provider.link != link);
+        }
+    }
+
+    /// The port at which `link` provides `address`.
+    pub(super) fn port_at(&self, address: u32, link: LinkId) -> Option<u32> {
+        let subsystem = self.table.get(address.checked_sub(SUBSYSTEM_BASE)? as usize)?;
+        let provider = subsystem.providers.iter().find(|provider| provider.link == link)?;
+        Some(provider.port)
+    }
+
+    /// What stands before `suffix` in the names that have more than that.
+    pub(super) fn names_ending_in(&self, suffix: &str) -> Vec<String> {
+        let names = self.table.iter().filter_map(|subsystem| subsystem.name.strip_suffix(suffix));
+        names.filter(|inner| !inner.is_empty()).map(str::to_owned).collect()
     }
 
     /// The address of a name that somebody provides.

@@ -18,7 +18,7 @@ use crate::transport::Peer;
 pub struct AccessList {
     /// By the name in the certificate: its first DNS name, else its first URI, else its common name.
     pub names: HashMap<String, Access>,
-    /// A certificate whose name is in no row. Default: may use the bus.
+    /// A certificate whose name is in no row, or that has no usable one. Default: may use the bus.
     pub certified: Access,
     /// By user id, on unix sockets.
     pub users: HashMap<u32, Access>,
@@ -49,6 +49,7 @@ impl AccessList {
     pub fn of(&self, peer: &Peer) -> &Access {
         match (&peer.name, peer.uid) {
             (Some(name), _) => self.names.get(name).unwrap_or(&self.certified),
+            (None, _) if peer.certified => &self.certified,
             (None, Some(uid)) => self.users.get(&uid).unwrap_or_else(|| {
                 if uid == 0 || uid == geteuid().as_raw() { &self.own } else { &self.others }
             }),

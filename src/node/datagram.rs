@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use tokio::net::UdpSocket;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::listen::told;
 use super::route::{Router, link_down};
 use super::{Node, Shared, Stop, lock};
 use crate::broker::{LinkId, LinkKind};
@@ -27,10 +28,13 @@ impl Node {
         let shared = Arc::clone(&self.shared);
         let busy = shared.busy.hold();
         let span = info_span!("listener", url = %bound);
+        let ended = self.shared.listening(url, &bound);
+        let url = bound.clone();
         let work = async move {
             let _busy = busy;
             let access = lock(&shared.access).anonymous.clone();
-            let up = lock(&shared.core).broker.link_up(LinkKind::datagram(access));
+            let up =
+                lock(&shared.core).broker.link_up(LinkKind::datagram(access).peer(url.to_string()));
             let Some(id) = up else {
                 return warn!("as many links are up as may be");
             };
@@ -38,7 +42,9 @@ impl Node {
             tokio::select! {
                 () = receive(&shared, id, &socket) => {}
                 () = shared.stopped(Stop::Drain) => info!("closed"),
+                () = told(ended) => info!("closed"),
             }
+            shared.not_listening(&url);
             link_down(&shared, id);
         };
         tokio::spawn(work.instrument(span));

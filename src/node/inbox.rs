@@ -201,7 +201,7 @@ mod tests {
     const MAX: CreditMax = CreditMax { bytes: 100, frames: 2 };
 
     fn senders() -> [LinkId; 3] {
-        let mut broker = Broker::default();
+        let mut broker = Broker::new(crate::broker::Limits::default(), std::num::NonZeroU32::MIN);
         [(); 3].map(|()| broker.link_up(LinkKind::LOCAL).unwrap())
     }
 

@@ -4,10 +4,11 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{Node, Shared, Stop, socket};
+use super::{Listening, Node, Shared, Stop, lock, socket};
 use crate::transport::{Accepted, ListenError, ListenOptions, Listener, is_transient};
 use crate::url::{BusUrl, TransportKind};
 
@@ -36,16 +37,58 @@ impl Node {
         let handshake_max = options.handshake_timeout;
         let first_frame_max = bound.is_tls().then_some(shared.options.first_frame_max);
         let span = info_span!("listener", url = %bound);
+        let ended = self.shared.listening(url, &bound);
         let work = async move {
             let _busy = busy;
             info!("listening");
             tokio::select! {
                 () = accept_loop(&shared, &listener, handshake_max, first_frame_max) => {}
                 () = shared.stopped(Stop::Drain) => info!("closed"),
+                () = told(ended) => info!("closed"),
             }
+            shared.not_listening(listener.local_url());
         };
         tokio::spawn(work.instrument(span));
         Ok(bound)
+    }
+}
+
+impl Node {
+    /// Listens no more at `url`, as it was asked for or as it was bound; whether it did. Links that came in
+    /// there live on.
+    pub fn unlisten(&self, url: &BusUrl) -> bool {
+        let mut listeners = lock(&self.shared.listeners);
+        let text = url.to_string();
+        let found = listeners
+            .iter()
+            .position(|one| one.bound.to_string() == text || one.asked.to_string() == text);
+        found.map(|at| listeners.remove(at).end.send_replace(true)).is_some()
+    }
+
+    /// The URLs that are listened at, with the ports that were bound.
+    pub fn listeners(&self) -> Vec<BusUrl> {
+        lock(&self.shared.listeners).iter().map(|one| one.bound.clone()).collect()
+    }
+}
+
+impl Shared {
+    /// Notes that `bound` is listened at; what comes says when that has to end.
+    pub(super) fn listening(&self, asked: &BusUrl, bound: &BusUrl) -> watch::Receiver<bool> {
+        let (end, ended) = watch::channel(false);
+        let one = Listening { asked: asked.clone(), bound: bound.clone(), end };
+        lock(&self.listeners).push(one);
+        ended
+    }
+
+    pub(super) fn not_listening(&self, bound: &BusUrl) {
+        lock(&self.listeners).retain(|one| one.bound != *bound);
+    }
+}
+
+/// Waits until `true` is sent. Cancel-safe.
+pub(super) async fn told(mut ended: watch::Receiver<bool>) {
+    if ended.wait_for(|ended| *ended).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -92,7 +135,9 @@ async fn welcome(
         () = shared.stopped(Stop::Drain) => return,
     };
     match stream {
-        Ok(Ok(stream)) => socket::run_link(shared, stream, first_frame_by).await,
+        Ok(Ok(stream)) => {
+            socket::run_link(shared, stream, socket::Made::There, first_frame_by).await;
+        }
         Ok(Err(error)) => {
             let source = error.source().map(tracing::field::display);
             info!(%error, source, "refused: the handshake failed");

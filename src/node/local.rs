@@ -18,7 +18,7 @@ impl Node {
         let inbox = Arc::new(Inbox::new(max));
         let id = {
             let mut core = lock(&shared.core);
-            let id = core.broker.link_up(LinkKind::LOCAL)?;
+            let id = core.broker.link_up(LinkKind::LOCAL.peer("this process"))?;
             core.set_target(id, Target::Local(Arc::clone(&inbox)));
             id
         };

@@ -12,24 +12,32 @@ mod inbox;
 mod listen;
 mod local;
 mod options;
+mod orders;
 mod outbox;
 mod pool;
 mod route;
 mod socket;
+mod uplink;
 
 pub use access::AccessList;
 pub use framed::{FrameReader, FrameWriter, ReadError, framed};
 pub use local::{LocalFrame, LocalItem, LocalLink, LocalReceiver};
 pub use options::NodeOptions;
+pub use orders::{ControlOptions, Instruction, Wish};
+pub use uplink::UplinkOptions;
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::broker::{self, Action, Broker, LinkId};
+use crate::url::BusUrl;
 use pool::BufferPool;
 use route::Target;
 
@@ -69,6 +77,25 @@ pub struct NodeCounters {
     pub silent: u64,
 }
 
+impl NodeCounters {
+    /// All of it, by name.
+    pub fn named(&self) -> Vec<(&'static str, u64)> {
+        let Self { core, links, held, shed, stalled, datagrams_malformed, half_frames, silent } =
+            *self;
+        let mut all = core.named();
+        all.extend([
+            ("links", links as u64),
+            ("held", held),
+            ("shed", shed),
+            ("stalled", stalled),
+            ("datagrams_malformed", datagrams_malformed),
+            ("half_frames", half_frames),
+            ("silent", silent),
+        ]);
+        all
+    }
+}
+
 type EventsHook = Box<dyn Fn(bool) + Send + Sync>;
 
 struct Shared {
@@ -79,6 +106,17 @@ struct Shared {
     counters: Counters,
     /// Called when the first subscription comes and when the last one goes.
     hooks: Mutex<Vec<(LinkId, EventsHook)>>,
+    /// Where it listens.
+    listeners: Mutex<Vec<Listening>>,
+    /// The uplinks that are kept up, by their address; sending `true` ends one.
+    uplinks: Mutex<HashMap<u32, watch::Sender<bool>>>,
+    control: Mutex<ControlOptions>,
+    /// Where commands for the program around the node go, if it takes any.
+    instructions: Mutex<Option<mpsc::Sender<Instruction>>>,
+    /// Commands that may be under way.
+    orders: Arc<Semaphore>,
+    /// For tasks that outlive the call that starts them.
+    this: Weak<Shared>,
     stop: watch::Sender<Stop>,
     /// Tasks that keep the node from being shut down.
     busy: Gauge,
@@ -86,7 +124,16 @@ struct Shared {
     locals: Gauge,
 }
 
-#[derive(Default)]
+/// A URL that is listened at.
+struct Listening {
+    /// As it was asked for.
+    asked: BusUrl,
+    /// With the port that was bound.
+    bound: BusUrl,
+    /// Sending `true` ends it.
+    end: watch::Sender<bool>,
+}
+
 struct Core {
     broker: Broker,
     /// By the index of the link.
@@ -117,19 +164,25 @@ enum Stop {
 impl Node {
     /// A node without links. Its tasks run on the current tokio runtime.
     pub fn new(options: NodeOptions) -> Self {
-        let broker = Broker::new(options.limits);
-        let shared = Shared {
+        let broker = Broker::new(options.limits, random());
+        let shared = Arc::new_cyclic(|this| Shared {
             core: Mutex::new(Core { broker, targets: Vec::new() }),
             access: Mutex::default(),
             pool: BufferPool::new(options.spare_buffers_max),
             counters: Counters::default(),
             hooks: Mutex::default(),
+            listeners: Mutex::default(),
+            uplinks: Mutex::default(),
+            control: Mutex::default(),
+            instructions: Mutex::default(),
+            orders: Arc::new(Semaphore::new(options.orders_max)),
+            this: Weak::clone(this),
             stop: watch::Sender::new(Stop::Run),
             busy: Gauge::default(),
             locals: Gauge::default(),
             options,
-        };
-        Self { shared: Arc::new(shared) }
+        });
+        Self { shared }
     }
 
     /// Lets links do what `access` says, from the next one on; those that are up keep what they have.
@@ -151,6 +204,12 @@ impl Node {
             half_frames: counters.half_frames.load(Ordering::Relaxed),
             silent: counters.silent.load(Ordering::Relaxed),
         }
+    }
+
+    /// Gives whoever says `secret` over the bus the right to control; with `None` nobody gets it that way.
+    /// Who has it already keeps it until its link ends.
+    pub fn set_secret(&self, secret: Option<&[u8]>) {
+        lock(&self.shared.core).broker.set_secret(secret);
     }
 
     /// Every subsystem's name and address, those without a provider left out.
@@ -222,7 +281,7 @@ impl Core {
         let link = match action {
             Action::Send { to, .. } | Action::Gone { to, .. } => to,
             Action::Greeted { link } => link,
-            Action::EventsChanged => return None,
+            Action::EventsChanged | Action::Order { .. } | Action::Refused { .. } => return None,
         };
         self.targets.get(link.index()).cloned().flatten()
     }
@@ -233,6 +292,12 @@ impl Core {
         }
         self.targets[link.index()] = Some(target);
     }
+}
+
+/// A number that no other node is likely to have.
+fn random() -> NonZeroU32 {
+    let random = RandomState::new().hash_one(std::process::id()) as u32;
+    NonZeroU32::new(random).unwrap_or(NonZeroU32::MIN)
 }
 
 /// Counts what is alive, and says when nothing is.

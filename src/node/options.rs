@@ -31,6 +31,9 @@ pub struct NodeOptions {
     /// on sending after that is reset, and may lose them. Default 2 s; a peer that does not close delays the
     /// shutdown by this.
     pub linger_max: Duration,
+    /// How many commands that take sockets or files may be under way at once; a further one is answered with
+    /// `EBUSY`. Default 64.
+    pub orders_max: usize,
     /// How many read buffers of 128 KiB are kept while nobody uses them. Default 16.
     pub spare_buffers_max: usize,
 }
@@ -46,6 +49,7 @@ impl Default for NodeOptions {
             first_frame_max: Duration::from_secs(5),
             reply_hold_max: Duration::from_secs(10),
             linger_max: Duration::from_secs(2),
+            orders_max: 64,
             spare_buffers_max: 16,
         }
     }

@@ -109,12 +109,21 @@ impl Outbox {
         if queue.closed {
             return Pushed::Closed;
         }
-        if queue.bytes.len() + queue.in_flight >= self.bytes_max {
-            if delivery != Delivery::Shed {
-                return Pushed::Full;
+        let waiting = queue.bytes.len() + queue.in_flight;
+        if waiting >= self.bytes_max {
+            match delivery {
+                Delivery::Hold | Delivery::Reply => return Pushed::Full,
+                Delivery::Shed => {
+                    queue.shed = queue.shed.saturating_add(count_frames(run));
+                    return Pushed::Shed;
+                }
+                Delivery::Must if waiting < 2 * self.bytes_max => {}
+                Delivery::Must => {
+                    drop(queue);
+                    self.close();
+                    return Pushed::Closed;
+                }
             }
-            queue.shed = queue.shed.saturating_add(count_frames(run));
-            return Pushed::Shed;
         }
         if queue.shed > 0 {
             let shed = std::mem::take(&mut queue.shed);

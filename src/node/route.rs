@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::inbox::Inbox;
 use super::outbox::{Outbox, Pushed};
 use super::{Shared, lock};
-use crate::broker::{Action, Actions, Delivery, Handled, LinkId, Source};
+use crate::broker::{Action, Actions, Broker, Delivery, Handled, LinkId, Source};
 
 /// The other end of a link, where frames for it go.
 #[derive(Clone)]
@@ -36,20 +36,43 @@ impl Router {
         from: LinkId,
         bytes: &mut [u8],
     ) -> Handled {
-        let handled = {
-            let mut core = lock(&shared.core);
-            let handled = core.broker.handle_bytes(from, bytes, &mut self.actions);
-            for action in self.actions.list.drain(..) {
-                let target = core.target_of(&action);
-                self.steps.push((action, target));
-            }
-            handled
-        };
+        let handled =
+            self.decide(shared, |broker, actions| broker.handle_bytes(from, bytes, actions));
         self.carry_out(shared, from, bytes).await;
         handled
     }
 
-    async fn carry_out(&mut self, shared: &Shared, from: LinkId, input: &[u8]) {
+    /// Has the core do something that concerns the link `of`, and carries out what follows from it. Waits
+    /// where a target has no room.
+    ///
+    /// Dropping the future loses what was not handed over yet.
+    pub(super) async fn perform<T>(
+        &mut self,
+        shared: &Shared,
+        of: LinkId,
+        what: impl FnOnce(&mut Broker, &mut Actions) -> T,
+    ) -> T {
+        let done = self.decide(shared, what);
+        self.carry_out(shared, of, &[]).await;
+        done
+    }
+
+    fn decide<T>(
+        &mut self,
+        shared: &Shared,
+        what: impl FnOnce(&mut Broker, &mut Actions) -> T,
+    ) -> T {
+        let mut core = lock(&shared.core);
+        let done = what(&mut core.broker, &mut self.actions);
+        for action in self.actions.list.drain(..) {
+            let target = core.target_of(&action);
+            self.steps.push((action, target));
+        }
+        done
+    }
+
+    /// Carries out what the core has decided.
+    pub(super) async fn carry_out(&mut self, shared: &Shared, from: LinkId, input: &[u8]) {
         let mut steps = std::mem::take(&mut self.steps);
         for (action, target) in steps.drain(..) {
             match (action, target) {
@@ -74,6 +97,8 @@ impl Router {
                 (Action::Gone { address, .. }, Some(Target::Local(inbox))) => {
                     inbox.push_gone(address);
                 }
+                (Action::Order { link, head, order }, _) => shared.order(link, head, order),
+                (Action::Refused { link, text }, _) => refused(link, &text),
                 _ => {}
             }
         }
@@ -177,7 +202,12 @@ pub(super) fn link_down(shared: &Shared, id: LinkId) {
             }
             (Action::EventsChanged, _) => shared.events_changed(),
             (Action::Gone { address, .. }, Some(Target::Local(inbox))) => inbox.push_gone(address),
+            (Action::Refused { link, text }, _) => refused(link, &text),
             _ => {}
         }
     }
+}
+
+fn refused(link: LinkId, text: &str) {
+    tracing::warn!(%link, text, "another broker has refused");
 }

@@ -15,7 +15,7 @@ use super::outbox::Outbox;
 use super::pool::BufferPool;
 use super::route::{Router, Target, link_down};
 use super::{Shared, Stop, lock};
-use crate::broker::{LinkId, LinkKind};
+use crate::broker::{Access, Actions, Delivery, LinkId, LinkKind};
 use crate::transport::Stream;
 use crate::wire::Malformed;
 
@@ -39,19 +39,38 @@ enum End {
     Stopping,
 }
 
+/// Who made a connection.
+pub(super) enum Made {
+    /// The peer.
+    There,
+    /// This node, to another broker, which may do so much here.
+    Here { uplink: u32, access: Access },
+}
+
 /// Takes a connection in as a link, and serves it until it ends. It ends early if there is no whole frame by
 /// `first_frame_by`.
 pub(super) async fn run_link(
     shared: &Arc<Shared>,
     stream: Stream,
+    made: Made,
     first_frame_by: Option<Instant>,
 ) {
-    let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
+    let peer = stream.peer.to_string();
     let outbox = Outbox::new(stream.writer, shared.options.outbox_bytes_max, false);
     let outbox = Arc::new(outbox);
+    let mut greeting = Actions::default();
     let id = {
         let mut core = lock(&shared.core);
-        let id = core.broker.link_up(LinkKind::stream(access));
+        let id = match made {
+            Made::There => {
+                let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
+                core.broker.link_up(LinkKind::stream(access).peer(peer))
+            }
+            Made::Here { uplink, access } => {
+                let kind = LinkKind::stream(access).peer(peer);
+                core.broker.uplink_up(uplink, kind, &mut greeting)
+            }
+        };
         if let Some(id) = id {
             core.set_target(id, Target::Socket(Arc::clone(&outbox)));
         }
@@ -61,6 +80,9 @@ pub(super) async fn run_link(
         warn!("refused: as many links are up as may be");
         return;
     };
+    // it is the first that is sent, so there is room
+    outbox.push(&greeting.scratch, Delivery::Must);
+    outbox.flush();
     info!(link = %id, "up");
     let writer = tokio::spawn({
         let outbox = Arc::clone(&outbox);

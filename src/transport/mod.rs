@@ -40,6 +40,7 @@ use crate::url::{BusUrl, TransportKind};
 
 mod certificate;
 mod error;
+mod exposure;
 mod options;
 mod pem;
 mod record;
@@ -50,6 +51,7 @@ mod udp;
 mod unix;
 
 pub use error::{DialError, HandshakeError, ListenError, TlsError, is_refusal, is_transient};
+pub use exposure::is_exposed;
 pub use options::{
     BACKLOG, CONNECT_TIMEOUT, DialOptions, HANDSHAKE_TIMEOUT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL,
     KEEPALIVE_RETRIES, Keepalive, ListenOptions, SocketOptions,
@@ -95,6 +97,19 @@ pub struct Peer {
     /// its first URI there, else the common name of its subject. `None` without TLS, and for a
     /// certificate without such a name of 1 to 255 bytes without control characters.
     pub name: Option<String>,
+    /// Whether there is a verified certificate, with a name or without.
+    pub certified: bool,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)?;
+        match (&self.name, self.uid) {
+            (Some(name), _) => write!(f, ", {name}"),
+            (None, Some(uid)) => write!(f, ", user {uid}"),
+            (None, None) => Ok(()),
+        }
+    }
 }
 
 impl Peer {
@@ -103,7 +118,7 @@ impl Peer {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => ip.is_loopback(),
         };
-        Peer { address: address.to_string(), local, uid: None, name: None }
+        Peer { address: address.to_string(), local, uid: None, name: None, certified: false }
     }
 
     /// `place` is the path that was dialed; the dialing end has none.
@@ -116,7 +131,7 @@ impl Peer {
             (None, None) => "unix:".to_owned(),
         };
         let uid = credentials.map(|credentials| credentials.uid());
-        Peer { address, local: true, uid, name: None }
+        Peer { address, local: true, uid, name: None, certified: false }
     }
 }
 

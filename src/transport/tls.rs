@@ -81,7 +81,9 @@ impl TlsServer {
     {
         let acceptor = TlsAcceptor::from(self.current.config());
         let stream = acceptor.accept(socket).await.map_err(HandshakeError::from_io)?;
-        peer.name = verified_name(stream.get_ref().1.peer_certificates());
+        let certificates = stream.get_ref().1.peer_certificates();
+        peer.certified = certificates.is_some();
+        peer.name = verified_name(certificates);
         Ok(into_stream(stream, peer))
     }
 }
@@ -156,7 +158,9 @@ impl Dialer {
     {
         let connector = TlsConnector::from(self.client.current.config());
         let stream = connector.connect(self.name, socket).await.map_err(HandshakeError::from_io)?;
-        peer.name = verified_name(stream.get_ref().1.peer_certificates());
+        let certificates = stream.get_ref().1.peer_certificates();
+        peer.certified = certificates.is_some();
+        peer.name = verified_name(certificates);
         Ok(into_stream(stream, peer))
     }
 }

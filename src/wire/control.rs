@@ -3,11 +3,10 @@
 //! `nlhdr (type 14), u8 command, u8 version = 0, u16 reserved = 0, attributes`: generic netlink's shape.
 //! A stranger may send one, so everything is checked here, before any of it is used.
 
-use super::attribute::{Attribute, Attributes, NLA_HEADER_LEN, PAYLOAD_MAX};
-use super::envelope::{CONTROL_TYPE, EnvelopeHead, flag};
-use super::fault::{Fault, Malformed, Parsed, TooBig, fault_of};
+use super::attribute::{Attribute, Attributes, NLA_HEADER_LEN};
+use super::envelope::CONTROL_TYPE;
+use super::fault::{Fault, Malformed, Parsed, fault_of};
 use super::header::{HEADER_LEN, Header, header};
-use super::{PAYLOAD_OFFSET, align4};
 use nom::Parser as _;
 
 /// The version of the protocol, as HELLO carries it.
@@ -19,8 +18,11 @@ pub const CONTROL_VERSION: u8 = 0;
 /// The number of a link's first subscription; the next ones count down, as in the original.
 pub const CID_FIRST: u32 = 1023;
 
+/// The lowest number of a subscription that a subscriber may choose itself.
+pub const CID_CHOSEN_FIRST: u32 = 65_536;
+
 const GENL_HEADER_LEN: usize = 4;
-const ATTRIBUTES_AT: usize = HEADER_LEN + GENL_HEADER_LEN;
+pub(super) const ATTRIBUTES_AT: usize = HEADER_LEN + GENL_HEADER_LEN;
 /// NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const NLA_FLAGS: u16 = 0xc000;
 
@@ -71,6 +73,7 @@ commands! {
     List 33 "list" "Asks for links, subsystems and subscriptions."
     Stats 34 "stats" "Asks for the counters."
     LogLevel 35 "log-level" "Sets what the broker logs."
+    Release 36 "release" "Says that a port of the sender is no more."
 }
 
 /// The bits of [`ControlAttribute::Mode`].
@@ -79,6 +82,32 @@ pub mod mode {
     pub const PULL: u32 = 0x1;
     /// The provider makes changes.
     pub const WRITE: u32 = 0x2;
+    /// In HELLO: the sender is a broker.
+    pub const BROKER: u32 = 0x4;
+}
+
+/// The bits of [`ControlAttribute::Rights`].
+pub mod right {
+    /// Send, subscribe, discover.
+    pub const USE: u32 = 0x1;
+    /// Provide subsystems.
+    pub const PROVIDE: u32 = 0x2;
+    /// Connect, serve, shut down, stop.
+    pub const CONTROL: u32 = 0x4;
+}
+
+/// What a LIST asks for: the values of [`ControlAttribute::Kind`].
+pub mod kind {
+    /// Links that are up.
+    pub const LINK: u32 = 1;
+    /// Subsystems that somebody provides.
+    pub const SUBSYSTEM: u32 = 2;
+    /// URLs that are listened at.
+    pub const LISTENER: u32 = 3;
+    /// Links to other brokers that this one makes.
+    pub const UPLINK: u32 = 4;
+    /// Subscriptions.
+    pub const SUBSCRIPTION: u32 = 5;
 }
 
 /// The shape of a control attribute's payload.
@@ -90,8 +119,12 @@ pub enum ValueType {
     String,
     /// Exactly 4 bytes.
     U32,
+    /// Exactly 8 bytes.
+    U64,
     /// Exactly 12 bytes: [`Key`].
     Key,
+    /// Attributes of the same set, but for further entries.
+    Entry,
 }
 
 macro_rules! attributes {
@@ -120,6 +153,11 @@ macro_rules! attributes {
             pub const fn value_type(self) -> ValueType {
                 match self { $(Self::$name => ValueType::$type,)* }
             }
+
+            /// Whether it may stand more than once.
+            pub const fn is_multi(self) -> bool {
+                matches!(self, Self::Key | Self::Entry)
+            }
         }
     };
 }
@@ -138,8 +176,15 @@ attributes! {
     Version 65 "version" U32 "The version of the protocol."
     FrameMax 66 "frame-max" U32 "The longest frame that the sender takes, in bytes."
     Port 67 "port" U32 "A port of the sending link."
-    Mode 68 "mode" U32 "How a name is provided: bits of [`mode`]."
+    Mode 68 "mode" U32 "How a name is provided, or what a link is: bits of [`mode`]."
     Group 69 "group" String "A group of subscribers."
+    Text 70 "text" String "A name, or what to log."
+    Kind 71 "kind" U32 "What a list is of: one of [`kind`]."
+    Value 72 "value" U64 "A count."
+    Entry 73 "entry" Entry "One of a list; may stand more than once."
+    Rights 74 "rights" U32 "What a link may do: bits of [`right`]."
+    Link 75 "link" U32 "The slot of a link."
+    Hops 76 "hops" U32 "How many brokers a subscription has come through."
 }
 
 /// A condition on the payload of a broadcast: the little-endian u32 at `offset` of the inner message,
@@ -162,7 +207,7 @@ impl Key {
         Self { offset: word(0), key: word(4), mask: word(8) }
     }
 
-    fn to_bytes(self) -> [u8; 12] {
+    pub(super) fn to_bytes(self) -> [u8; 12] {
         let mut bytes = [0; 12];
         bytes[0..4].copy_from_slice(&self.offset.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.key.to_le_bytes());
@@ -235,6 +280,18 @@ pub struct Control<'a> {
     pub mode: Option<u32>,
     /// [`ControlAttribute::Group`].
     pub group: Option<&'a str>,
+    /// [`ControlAttribute::Text`].
+    pub text: Option<&'a str>,
+    /// [`ControlAttribute::Kind`].
+    pub kind: Option<u32>,
+    /// [`ControlAttribute::Value`].
+    pub value: Option<u64>,
+    /// [`ControlAttribute::Rights`].
+    pub rights: Option<u32>,
+    /// [`ControlAttribute::Link`].
+    pub link: Option<u32>,
+    /// [`ControlAttribute::Hops`].
+    pub hops: Option<u32>,
     region: &'a [u8],
 }
 
@@ -260,7 +317,7 @@ impl<'a> Control<'a> {
             return Err(Malformed::new(Fault::ReservedNotZero, HEADER_LEN + 2));
         }
         let mut control = Self::empty(header, number, region);
-        control.read_attributes()?;
+        control.read_attributes(ATTRIBUTES_AT, false)?;
         Ok(control)
     }
 
@@ -272,6 +329,18 @@ impl<'a> Control<'a> {
     /// The conditions of a SUBSCRIBE, in their order.
     pub fn keys(&self) -> Keys<'a> {
         Keys(Attributes::new(self.region, ATTRIBUTES_AT))
+    }
+
+    /// The entries of a list, in their order; header and number of each are this message's.
+    pub fn entries(&self) -> impl Iterator<Item = Control<'a>> + use<'a> {
+        let (header, number) = (self.header, self.number);
+        Attributes::new(self.region, ATTRIBUTES_AT)
+            .map_while(Result::ok)
+            .filter(|attribute| attribute.kind == ControlAttribute::Entry as u16)
+            .filter_map(move |attribute| {
+                let mut entry = Self::empty(header, number, attribute.payload);
+                entry.read_attributes(0, true).ok().map(|()| entry)
+            })
     }
 
     fn empty(header: Header, number: u8, region: &'a [u8]) -> Self {
@@ -292,23 +361,39 @@ impl<'a> Control<'a> {
             port: None,
             mode: None,
             group: None,
+            text: None,
+            kind: None,
+            value: None,
+            rights: None,
+            link: None,
+            hops: None,
             region,
         }
     }
 
-    fn read_attributes(&mut self) -> Result<(), Malformed> {
+    /// Reads the attributes, whose first stands at `start` of the message.
+    fn read_attributes(&mut self, start: usize, in_entry: bool) -> Result<(), Malformed> {
         let mut seen = 0u128;
-        let mut attributes = Attributes::new(self.region, ATTRIBUTES_AT);
+        let mut attributes = Attributes::new(self.region, start);
         loop {
             let at = attributes.offset();
             let Some(attribute) = attributes.next() else { return Ok(()) };
             let attribute = attribute?;
             let kind = known(attribute.kind).map_err(|fault| Malformed::new(fault, at))?;
             let bit = 1u128 << (kind as u16);
-            if seen & bit != 0 && kind != ControlAttribute::Key {
+            if seen & bit != 0 && !kind.is_multi() {
                 return Err(Malformed::new(Fault::AttributeTwice, at));
             }
             seen |= bit;
+            if kind == ControlAttribute::Entry {
+                if in_entry {
+                    return Err(Malformed::new(Fault::AttributeUnknown, at));
+                }
+                // checked here, read by `entries`
+                let mut entry = Self::empty(self.header, self.number, attribute.payload);
+                entry.read_attributes(at + NLA_HEADER_LEN, true)?;
+                continue;
+            }
             self.take(kind, attribute)
                 .map_err(|fault| Malformed::new(fault, at + NLA_HEADER_LEN))?;
         }
@@ -333,6 +418,16 @@ impl<'a> Control<'a> {
             ControlAttribute::Port => self.port = Some(word(payload)?),
             ControlAttribute::Mode => self.mode = Some(word(payload)?),
             ControlAttribute::Group => self.group = Some(string(payload)?),
+            ControlAttribute::Text => self.text = Some(string(payload)?),
+            ControlAttribute::Kind => self.kind = Some(word(payload)?),
+            ControlAttribute::Value => {
+                let bytes = payload.try_into().map_err(|_| Fault::ValueLength)?;
+                self.value = Some(u64::from_le_bytes(bytes));
+            }
+            ControlAttribute::Entry => {}
+            ControlAttribute::Rights => self.rights = Some(word(payload)?),
+            ControlAttribute::Link => self.link = Some(word(payload)?),
+            ControlAttribute::Hops => self.hops = Some(word(payload)?),
         }
         Ok(())
     }
@@ -369,121 +464,4 @@ fn terminated(payload: &[u8]) -> Result<&[u8], Fault> {
 
 fn string(payload: &[u8]) -> Result<&str, Fault> {
     str::from_utf8(terminated(payload)?).map_err(|_| Fault::StringUtf8)
-}
-
-/// Appends one control frame, envelope and all, to a buffer.
-///
-/// ```
-/// use nlbus::wire::{Command, ControlAttribute, ControlBuilder, EnvelopeHead};
-///
-/// # fn main() -> Result<(), nlbus::wire::TooBig> {
-/// let mut frame = Vec::new();
-/// ControlBuilder::new(&mut frame, EnvelopeHead { sequence: 1, ..Default::default() }, Command::Discover)
-///     .string(ControlAttribute::Host, "route")?
-///     .finish();
-/// assert_eq!(frame.len(), 60);
-/// # Ok(()) }
-/// ```
-#[derive(Debug)]
-#[must_use = "the lengths are filled in by `finish`"]
-pub struct ControlBuilder<'o> {
-    out: &'o mut Vec<u8>,
-    start: usize,
-    head: EnvelopeHead,
-}
-
-impl<'o> ControlBuilder<'o> {
-    /// Begins a control frame at the end of `out`. The CONTROL flag is added to `head`; the inner header
-    /// repeats its sequence number and has port id 0.
-    pub fn new(out: &'o mut Vec<u8>, mut head: EnvelopeHead, command: Command) -> Self {
-        head.flags |= flag::CONTROL;
-        let start = out.len();
-        let mut fixed = [0; PAYLOAD_OFFSET + ATTRIBUTES_AT];
-        fixed[PAYLOAD_OFFSET + HEADER_LEN] = command as u8;
-        fixed[PAYLOAD_OFFSET + HEADER_LEN + 1] = CONTROL_VERSION;
-        out.extend_from_slice(&fixed);
-        Self { out, start, head }
-    }
-
-    /// Appends `value` and a NUL.
-    ///
-    /// # Errors
-    /// [`TooBig`] if the message would outgrow one CDATA; nothing of the frame is left in the buffer.
-    pub fn string(self, kind: ControlAttribute, value: &str) -> Result<Self, TooBig> {
-        self.bytes(kind, value.as_bytes())
-    }
-
-    /// Appends `value` and a NUL; for [`ControlAttribute::Secret`], which need not be text.
-    ///
-    /// # Errors
-    /// As [`string`](Self::string).
-    pub fn bytes(mut self, kind: ControlAttribute, value: &[u8]) -> Result<Self, TooBig> {
-        self.check(value.len() + 1)?;
-        self.out.extend_from_slice(&nla_header(kind, value.len() + 1));
-        self.out.extend_from_slice(value);
-        let pad = 1 + align4(value.len() + 1) - (value.len() + 1);
-        self.out.extend_from_slice(&[0; 4][..pad]);
-        Ok(self)
-    }
-
-    /// Appends a number.
-    ///
-    /// # Errors
-    /// As [`string`](Self::string).
-    pub fn u32(mut self, kind: ControlAttribute, value: u32) -> Result<Self, TooBig> {
-        self.check(4)?;
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&nla_header(kind, 4));
-        bytes[4..].copy_from_slice(&value.to_le_bytes());
-        self.out.extend_from_slice(&bytes);
-        Ok(self)
-    }
-
-    /// Appends a condition of a SUBSCRIBE.
-    ///
-    /// # Errors
-    /// As [`string`](Self::string).
-    pub fn key(mut self, value: Key) -> Result<Self, TooBig> {
-        self.check(12)?;
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&nla_header(ControlAttribute::Key, 12));
-        bytes[4..].copy_from_slice(&value.to_bytes());
-        self.out.extend_from_slice(&bytes);
-        Ok(self)
-    }
-
-    /// Fills in the lengths. The frame then ends the buffer.
-    pub fn finish(self) {
-        let length = self.out.len() - self.start - PAYLOAD_OFFSET;
-        let frame = &mut self.out[self.start..];
-        if let Ok(before) = self.head.before_payload(length) {
-            frame[..PAYLOAD_OFFSET].copy_from_slice(&before);
-        }
-        let inner = Header {
-            length: length as u32,
-            kind: CONTROL_TYPE,
-            flags: 0,
-            sequence: self.head.sequence,
-            pid: 0,
-        };
-        frame[PAYLOAD_OFFSET..PAYLOAD_OFFSET + HEADER_LEN].copy_from_slice(&inner.to_bytes());
-    }
-
-    #[inline(always)]
-    fn check(&mut self, payload: usize) -> Result<(), TooBig> {
-        let length =
-            self.out.len() - self.start - PAYLOAD_OFFSET + align4(NLA_HEADER_LEN + payload);
-        if length > PAYLOAD_MAX {
-            self.out.truncate(self.start);
-            return Err(TooBig { length, max: PAYLOAD_MAX });
-        }
-        Ok(())
-    }
-}
-
-#[inline(always)]
-fn nla_header(kind: ControlAttribute, length: usize) -> [u8; NLA_HEADER_LEN] {
-    let [l0, l1] = ((NLA_HEADER_LEN + length) as u16).to_le_bytes();
-    let [k0, k1] = (kind as u16).to_le_bytes();
-    [l0, l1, k0, k1]
 }

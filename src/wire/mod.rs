@@ -17,6 +17,7 @@
 
 mod attribute;
 mod control;
+mod control_builder;
 mod deframe;
 mod envelope;
 pub mod errno;
@@ -28,9 +29,10 @@ pub use attribute::{
     Attribute, Attributes, CDATA, GROUP, GROUP_BYTES_MAX, NLA_HEADER_LEN, PAYLOAD_MAX,
 };
 pub use control::{
-    CID_FIRST, CONTROL_VERSION, Command, Control, ControlAttribute, ControlBuilder, Key, Keys,
-    PROTOCOL_VERSION, ValueType, mode,
+    CID_CHOSEN_FIRST, CID_FIRST, CONTROL_VERSION, Command, Control, ControlAttribute, Key, Keys,
+    PROTOCOL_VERSION, ValueType, kind, mode, right,
 };
+pub use control_builder::ControlBuilder;
 pub use deframe::{FRAME_MAX, FRAME_MIN, Frames, LEGACY_FRAME_MAX, frame_length};
 pub use envelope::{
     Broadcast, CONTROL_TYPE, Envelope, EnvelopeHead, TRANSPORT_TYPE, address, flag,

@@ -48,7 +48,7 @@ pub(crate) fn kinds() -> impl Strategy<Value = LinkKind> {
     let rights = |use_bus, provide| Access::reading(Rights { use_bus, provide, control: false });
     prop_oneof![
         4 => Just(LinkKind::stream(rights(true, false))),
-        3 => Just(LinkKind { access: rights(true, true), carrier: Carrier::Local }),
+        3 => Just(LinkKind { access: rights(true, true), carrier: Carrier::Local, peer: String::new() }),
         2 => Just(LinkKind::stream(rights(true, true))),
         1 => Just(LinkKind::stream(rights(false, false))),
     ]

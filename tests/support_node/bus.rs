@@ -1,5 +1,7 @@
 //! The core without a node: bytes in, frames out.
 
+use std::num::NonZeroU32;
+
 use nlbus::broker::{
     Access, Action, Actions, Broker, Counters, Delivery, Handled, Limits, LinkId, LinkKind, Rights,
     Source,
@@ -32,15 +34,20 @@ impl Got {
 }
 
 /// A core and the list it fills.
-#[derive(Default)]
 pub(crate) struct Bus {
     pub(crate) broker: Broker,
     pub(crate) actions: Actions,
 }
 
+impl Default for Bus {
+    fn default() -> Self {
+        Self::new(Limits::default())
+    }
+}
+
 impl Bus {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { broker: Broker::new(limits), actions: Actions::default() }
+        Self { broker: Broker::new(limits, NonZeroU32::MIN), actions: Actions::default() }
     }
 
     pub(crate) fn up(&mut self, kind: LinkKind) -> LinkId {

@@ -91,6 +91,10 @@ impl Walk<'_, '_> {
                 ControlAttribute::Errno => node.named("value", word, errno_name(i64::from(word))),
                 _ => node.number("value", word),
             },
+            (ValueType::U64, _) => match bytes.try_into().map(u64::from_le_bytes) {
+                Ok(long) => node.string("value", &long.to_string()),
+                Err(_) => self.opaque(node, payload, true),
+            },
             (ValueType::Key, _) => match key_of(bytes) {
                 Some(Key { offset, key, mask }) => node
                     .number("at", offset)
