@@ -208,6 +208,17 @@ impl Link {
         deadline: Duration,
         fill: impl FnOnce(ControlBuilder<'_>) -> Result<ControlBuilder<'_>, TooBig>,
     ) -> Result<Answer, RequestError> {
+        Answer::read(&self.exchange(port, command, deadline, fill).await?)
+    }
+
+    /// Sends a control message and waits for its ACK: the whole frame.
+    pub(super) async fn exchange(
+        &self,
+        port: u32,
+        command: Command,
+        deadline: Duration,
+        fill: impl FnOnce(ControlBuilder<'_>) -> Result<ControlBuilder<'_>, TooBig>,
+    ) -> Result<Bytes, RequestError> {
         let (sender, receiver) = oneshot::channel();
         let sequence = {
             let mut state = lock(&self.state);
@@ -227,7 +238,11 @@ impl Link {
             receiver.await.map_err(|_| self.lost())
         };
         match timeout(deadline, exchange).await {
-            Ok(answer) => Answer::read(&answer?),
+            Ok(answer) => {
+                let answer = answer?;
+                Answer::read(&answer)?;
+                Ok(answer)
+            }
             Err(_) => Err(RequestError::Timeout { after: deadline }),
         }
     }

@@ -3,6 +3,7 @@
 mod answer;
 mod arrivals;
 mod call;
+mod control;
 mod data;
 mod error;
 mod filter;
@@ -16,6 +17,7 @@ mod udp;
 
 pub use answer::{Request, Responder};
 pub use call::Answers;
+pub use control::{LinkEntry, SubscriptionEntry, SubsystemEntry, UplinkEntry};
 pub use data::{MESSAGE_BYTES_MAX, body_of};
 pub use error::{ConnectError, RequestError};
 pub use filter::{Filter, KernelGroup, UnknownGroup};

@@ -3,26 +3,28 @@
 mod body;
 mod config;
 mod connect;
+mod ctl;
 mod decode;
 mod demo;
 mod exit;
+mod log;
 mod monitor;
 mod publish;
 mod pull;
 mod push;
 mod reply;
 mod request;
+mod secret;
 mod serve;
 mod show;
 mod subscribe;
 mod tls;
 mod until;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use exit::Exit;
 
@@ -50,13 +52,14 @@ enum Command {
     Reply(reply::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Ctl(ctl::Args),
     Decode(decode::Args),
     Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log(&cli);
+    log::start(cli.verbose, matches!(cli.command, Command::Serve(_)));
     let outcome = match cli.command {
         Command::Decode(args) => decode::run(&args, &mut io::stdout().lock())
             .map(|outcome| if outcome == decode::Outcome::Sound { Exit::Ok } else { Exit::Failed }),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Reply(args) => block_on(reply::run(args)),
         Command::Push(args) => block_on(push::run(args)),
         Command::Pull(args) => block_on(pull::run(args)),
+        Command::Ctl(args) => block_on(ctl::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {
@@ -83,22 +87,4 @@ fn main() -> ExitCode {
 
 fn block_on(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
-}
-
-/// Logs go to standard error. A server tells of its links without being asked; the other commands only of
-/// what is wrong.
-fn log(cli: &Cli) {
-    let quiet = if matches!(cli.command, Command::Serve(_)) { 1 } else { 0 };
-    let level = match cli.verbose + quiet {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = EnvFilter::try_from_env("NLBUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
 }

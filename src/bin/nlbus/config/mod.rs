@@ -42,8 +42,32 @@ pub(crate) struct ServeFile {
     pub(crate) netns: Option<String>,
     pub(crate) allow_write: bool,
     pub(crate) insecure: bool,
+    /// What this broker is called by others.
+    pub(crate) name: Option<String>,
+    pub(crate) secret_file: Option<PathBuf>,
+    pub(crate) uplink: Vec<UplinkTable>,
     pub(crate) tls: TlsKeys,
     pub(crate) access: AccessRows,
+}
+
+/// A table `uplink`: another broker.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UplinkTable {
+    pub(crate) url: FileUrl,
+    pub(crate) name: Option<String>,
+    /// Subsystems of this broker that are provided there.
+    #[serde(default)]
+    pub(crate) export: Vec<String>,
+    /// Those of them that the other broker may have changed.
+    #[serde(default)]
+    pub(crate) write: Vec<String>,
+    /// Who may not have `SUBSYSTEM@NAME` changed does not reach it.
+    #[serde(default)]
+    pub(crate) for_writers: bool,
+    pub(crate) server_name: Option<String>,
+    #[serde(default)]
+    pub(crate) tls: TlsKeys,
 }
 
 /// What the file of a command that connects says.
@@ -71,6 +95,12 @@ impl ServeConfig {
         let mut file: ServeFile = read(path)?;
         let directory = directory(path);
         file.tls.settle(directory);
+        for uplink in &mut file.uplink {
+            uplink.tls.settle(directory);
+        }
+        if let Some(path) = &mut file.secret_file {
+            *path = directory.join(&*path);
+        }
         // a name of `ip netns` has no slash in it
         if let Some(netns) = file.netns.as_mut().filter(|netns| netns.contains('/')) {
             *netns = directory.join(&*netns).to_string_lossy().into_owned();

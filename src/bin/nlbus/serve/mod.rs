@@ -2,6 +2,7 @@
 
 mod reload;
 mod settings;
+mod uplinks;
 
 pub(crate) use settings::Subsystem;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nlbus::endpoint::Endpoint;
-use nlbus::node::{Node, NodeOptions};
+use nlbus::node::{ControlOptions, Node, NodeOptions, Wish};
 use nlbus::service::netlink::Kernel;
 use nlbus::transport::ListenOptions;
 use nlbus::url::BusUrl;
@@ -19,9 +20,10 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{AccessRows, ServeConfig};
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::tls::TlsArgs;
 use settings::Settings;
+use uplinks::Uplink;
 
 /// How long answers under way may take to go out after SIGTERM or SIGINT.
 const GRACE: Duration = Duration::from_secs(5);
@@ -31,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The subsystems `route` (NETLINK_ROUTE, at address 0x00010003) and `generic` (NETLINK_GENERIC) are
 /// always there. Askers may only read, unless --allow-write or the access list of the configuration file
 /// lets them change things: the kernel itself enforces that. SIGTERM and SIGINT let answers under way go
-/// out, and end with 0. SIGHUP reads the certificates and the access list again, for connections to come.
+/// out, and end with 0. SIGHUP reads the certificates, the access list and the secret again, for connections to come.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
@@ -51,6 +53,24 @@ pub(crate) struct Args {
     /// Let strangers in: listen without TLS on an address that is not loopback.
     #[arg(long)]
     insecure: bool,
+    /// Link to another broker, and again whenever that link is lost: its subsystem `route` is then `route@NAME` here.
+    /// Without a name it is `uplink`, the next one `uplink2`.
+    #[arg(long = "uplink", value_name = "[NAME=]URL", help_heading = "Other brokers")]
+    uplinks: Vec<Uplink>,
+    /// Provide this subsystem at the uplinks, as SUBSYSTEM@NAME of this broker.
+    #[arg(
+        long = "export",
+        value_name = "SUBSYSTEM",
+        requires = "uplinks",
+        help_heading = "Other brokers"
+    )]
+    exports: Vec<String>,
+    /// What this broker is called there [default: the host name].
+    #[arg(long, value_name = "NAME", help_heading = "Other brokers")]
+    name: Option<String>,
+    /// Let whoever says the secret in this file control the broker, with `nlbus ctl`. 16 bytes or more.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// A TOML file with defaults for all this, and the access list: see docs/config.md in the source.
     #[arg(long, value_name = "FILE", value_parser = ServeConfig::parse)]
     config: Option<ServeConfig>,
@@ -64,6 +84,8 @@ Example:
   nlbus serve --netns blue --allow-write unix://@nlbus-blue
   nlbus serve --subsystem audit=netlink:9 tcp://[::1]
   nlbus serve tls://0.0.0.0 --cert server.crt --key server.key --ca ca.crt
+  nlbus serve tcp://127.0.0.1 --uplink hub=tls://hub.example --export route --name edge1 \\
+    --cert edge1.crt --key edge1.key --ca ca.crt
   nlbus serve --config /etc/nlbus/serve.toml";
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
@@ -74,6 +96,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let path = args.config.as_ref().map(|config| config.path.clone());
     let settings = Settings::new(args).await?;
     let node = Node::new(NodeOptions::default());
+    let mut instructions = node.instructions();
     let server = Server::start(&node, path, settings, &mut io::stdout()).await;
     let served = match server {
         Ok(mut server) => {
@@ -81,7 +104,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
                 tokio::select! {
                     () = came(&mut terminate) => break,
                     () = came(&mut interrupt) => break,
-                    () = came(&mut hangup) => server.reload().await,
+                    // the log says what went wrong
+                    () = came(&mut hangup) => drop(server.reload().await),
+                    Some(instruction) = instructions.recv() => match &instruction.wish {
+                        Wish::Stop => break,
+                        Wish::Reload => {
+                            let outcome = server.reload().await;
+                            instruction.answer(outcome);
+                        }
+                        Wish::LogLevel(directives) => {
+                            let outcome = crate::log::set(directives);
+                            instruction.answer(outcome);
+                        }
+                        other => {
+                            let text = format!("{other:?} is not known here");
+                            instruction.answer(Err(text));
+                        }
+                    },
                 }
             }
             tracing::info!("ending");
@@ -138,8 +177,25 @@ impl Server {
             let bound = node.listen(url, &options).await?;
             writeln!(out, "listening on {bound}")?;
         }
+        server.let_control(options);
+        for uplink in &server.settings.uplinks {
+            let address = node.uplink(&uplink.url, uplink.options.clone()).map_err(|refusal| {
+                UsageError(format!("uplink {}: {}", uplink.url, refusal.text))
+            })?;
+            writeln!(out, "linking to {} at {address:#010x}", uplink.url)?;
+        }
         out.flush()?;
         Ok(server)
+    }
+
+    /// Says how commands over the bus listen and connect: as this command line does.
+    fn let_control(&self, listen: ListenOptions) {
+        let mut control = ControlOptions::default();
+        control.listen = listen;
+        control.insecure = self.settings.insecure;
+        control.dial.tls = self.settings.uplinks.iter().find_map(|uplink| uplink.tls.clone());
+        self.node.set_control(control);
+        self.node.set_secret(self.settings.secret.as_deref());
     }
 
     /// Lets links do what `access` says, and serves what some of them may have changed a second time, with
@@ -148,7 +204,10 @@ impl Server {
         let allow_write = self.settings.allow_write;
         for subsystem in &self.settings.subsystems {
             let name = &subsystem.name;
-            if !access.lets_write(name, allow_write) || self.writable.contains(name) {
+            let uplinks = &self.settings.uplinks;
+            let wanted = access.lets_write(name, allow_write)
+                || uplinks.iter().any(|uplink| uplink.lets_write(name));
+            if !wanted || self.writable.contains(name) {
                 continue;
             }
             let kernel = match self.writing.take() {

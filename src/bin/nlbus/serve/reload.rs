@@ -1,4 +1,4 @@
-//! SIGHUP: certificates and access list anew, for connections to come.
+//! SIGHUP and RELOAD: certificates, access list and secret anew, for connections to come.
 
 use anyhow::Context as _;
 use tracing::{error, info};
@@ -6,22 +6,39 @@ use tracing::{error, info};
 use super::Server;
 use crate::config::{AccessRows, ServeConfig};
 use crate::exit::one_line;
+use crate::secret;
 
 impl Server {
-    /// Reads the certificates and the access list again. What cannot be used stays as it was; links that are
-    /// up keep what they have.
-    pub(super) async fn reload(&mut self) {
+    /// Reads the certificates, the access list and the secret again. What cannot be used stays as it was;
+    /// links that are up keep what they have.
+    ///
+    /// # Errors
+    /// What could not be used, in one line; the log says it too.
+    pub(super) async fn reload(&mut self) -> Result<(), String> {
         let certificates = self.reload_certificates().await;
-        report("certificates", certificates);
         let access = self.reload_access().await;
-        report("access list", access);
+        let secret = self.reload_secret().await;
+        let outcomes =
+            [("certificates", certificates), ("access list", access), ("secret", secret)];
+        let failures = outcomes.into_iter().filter_map(|(what, outcome)| report(what, outcome));
+        let failures: Vec<String> = failures.collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 
     /// Whether there is any to read.
     async fn reload_certificates(&self) -> anyhow::Result<bool> {
-        let Some(tls) = self.settings.tls.clone() else { return Ok(false) };
-        tokio::task::spawn_blocking(move || tls.reload()).await??;
-        Ok(true)
+        let server = self.settings.tls.clone();
+        let clients: Vec<_> =
+            self.settings.uplinks.iter().filter_map(|uplink| uplink.tls.clone()).collect();
+        let any = server.is_some() || !clients.is_empty();
+        tokio::task::spawn_blocking(move || {
+            // one that is wrong keeps no other from being read
+            let server = server.map(|tls| tls.reload());
+            let clients: Vec<_> = clients.iter().map(|tls| tls.reload()).collect();
+            server.into_iter().chain(clients).collect::<Result<(), _>>()
+        })
+        .await??;
+        Ok(any)
     }
 
     async fn reload_access(&mut self) -> anyhow::Result<bool> {
@@ -31,12 +48,27 @@ impl Server {
         self.let_in(access).await.context("cannot let somebody write")?;
         Ok(true)
     }
+
+    async fn reload_secret(&self) -> anyhow::Result<bool> {
+        let Some(path) = self.settings.secret_file.clone() else { return Ok(false) };
+        let secret = tokio::task::spawn_blocking(move || secret::read(&path)).await??;
+        self.node.set_secret(Some(&secret));
+        Ok(true)
+    }
 }
 
-fn report(what: &str, outcome: anyhow::Result<bool>) {
+/// Tells the log; what went wrong, if anything did.
+fn report(what: &str, outcome: anyhow::Result<bool>) -> Option<String> {
     match outcome {
-        Ok(true) => info!("read again: {what}"),
-        Ok(false) => {}
-        Err(failure) => error!(error = one_line(&failure), "not read again, as before: {what}"),
+        Ok(true) => {
+            info!("read again: {what}");
+            None
+        }
+        Ok(false) => None,
+        Err(failure) => {
+            let failure = one_line(&failure);
+            error!(error = failure, "not read again, as before: {what}");
+            Some(format!("{what}: {failure}"))
+        }
     }
 }

@@ -1,16 +1,18 @@
 //! What `serve` is to do: the command line first, then the configuration file, then the defaults.
 
-use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use nlbus::service::netlink::{KernelOptions, NETLINK_GENERIC, NETLINK_ROUTE};
-use nlbus::transport::TlsServer;
-use nlbus::url::{BusUrl, Host, TransportKind};
+use nlbus::transport::{TlsServer, is_exposed};
+use nlbus::url::{BusUrl, TransportKind};
 
 use super::Args;
+use super::uplinks::UplinkSetting;
 use crate::config::{AccessRows, ServeConfig, ServeFile};
 use crate::connect::default_url;
 use crate::exit::UsageError;
+use crate::secret;
 
 /// What is always served.
 const BUILTIN: [(&str, u16); 2] = [("route", NETLINK_ROUTE), ("generic", NETLINK_GENERIC)];
@@ -22,15 +24,30 @@ pub(super) struct Settings {
     pub(super) subsystems: Vec<Subsystem>,
     netns: Option<String>,
     pub(super) allow_write: bool,
+    pub(super) insecure: bool,
     pub(super) tls: Option<TlsServer>,
     pub(super) access: AccessRows,
+    pub(super) secret_file: Option<PathBuf>,
+    pub(super) secret: Option<Vec<u8>>,
+    pub(super) uplinks: Vec<UplinkSetting>,
 }
 
 impl Settings {
     /// Puts them together, reads the certificates, and refuses what would be dangerous.
     pub(super) async fn new(args: Args) -> anyhow::Result<Self> {
-        let ServeFile { listen, subsystems, netns, allow_write, insecure, tls, access } =
-            args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
+        let ServeFile {
+            listen,
+            subsystems,
+            netns,
+            allow_write,
+            insecure,
+            name,
+            secret_file,
+            uplink,
+            tls,
+            access,
+        } = args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
+        let insecure = args.insecure || insecure;
         let mut urls = args.urls;
         if urls.is_empty() {
             urls.extend(listen.into_iter().map(|url| url.0));
@@ -39,12 +56,30 @@ impl Settings {
             urls.push(default_url());
         }
         for url in &urls {
-            check_exposure(url, args.insecure || insecure).await?;
+            check_exposure(url, insecure).await?;
         }
-        let tls = match urls.iter().find(|url| url.is_tls()) {
+        let server = match urls.iter().find(|url| url.is_tls()) {
             Some(url) => Some(TlsServer::load(args.tls.files(url, &tls)?)?),
             None => None,
         };
+        let node = args.name.or(name).unwrap_or_else(host_name);
+        if node.is_empty()
+            || node.contains(|c: char| c == '@' || c.is_whitespace() || c.is_control())
+        {
+            let text =
+                format!("the name {node:?} of this broker is empty or has an @ or a space in it");
+            return Err(UsageError(text).into());
+        }
+        let mut uplinks = Vec::new();
+        for uplink in args.uplinks {
+            let files = |url: &BusUrl| args.tls.files(url, &tls);
+            uplinks.push(UplinkSetting::given(uplink, &args.exports, &node, files)?);
+        }
+        for table in uplink {
+            uplinks.push(UplinkSetting::written(table, &node, &args.tls, &tls)?);
+        }
+        let secret_file = args.secret_file.or(secret_file);
+        let secret = secret_file.as_deref().map(secret::read).transpose()?;
         let builtin = BUILTIN.map(|(name, protocol)| Subsystem { name: name.to_owned(), protocol });
         let further = match args.subsystems {
             given if given.is_empty() => subsystems.into_iter().map(|text| text.0).collect(),
@@ -55,8 +90,12 @@ impl Settings {
             subsystems: builtin.into_iter().chain(further).collect(),
             netns: args.netns.or(netns),
             allow_write: args.allow_write || allow_write,
-            tls,
+            insecure,
+            tls: server,
             access,
+            secret_file,
+            secret,
+            uplinks,
         })
     }
 
@@ -67,6 +106,10 @@ impl Settings {
         options.allow_write = allow_write;
         options
     }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// A netlink family under a name.
@@ -99,21 +142,7 @@ impl std::str::FromStr for Subsystem {
 /// Whoever reaches a plain TCP port may use the bus, and with it the kernel: off loopback that has to be
 /// said in so many words.
 async fn check_exposure(url: &BusUrl, insecure: bool) -> anyhow::Result<()> {
-    let by_address = matches!(url.transport(), TransportKind::Tcp | TransportKind::Udp);
-    if insecure || url.is_tls() || !by_address {
-        return Ok(());
-    }
-    let (Some(host), Some(port)) = (url.host(), url.port()) else { return Ok(()) };
-    let loopback = match (host.ip(), host) {
-        (Some(ip), _) => ip.is_loopback(),
-        (None, Host::Name(name)) => {
-            let found = tokio::net::lookup_host((name.as_str(), port)).await;
-            let mut found = found.with_context(|| format!("cannot look up {name:?}"))?;
-            found.all(|address| IpAddr::is_loopback(&address.ip()))
-        }
-        _ => false,
-    };
-    if loopback {
+    if insecure || !is_exposed(url).await.with_context(|| format!("cannot look up {url}"))? {
         return Ok(());
     }
     let what = match url.transport() {

@@ -35,6 +35,7 @@ mod tests;
 
 pub(crate) use command::{Args, fetch, run};
 pub(crate) use event::{Decoder, KernelEvent};
+pub(crate) use table::visible;
 
 use std::{io, str::FromStr};
 

@@ -39,7 +39,7 @@ fn width(column: usize, name: &str, rows: &[Vec<String>]) -> usize {
 }
 
 /// The text without the power to move a terminal's cursor.
-pub(super) fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     let escape = |character: char| match character.is_control() {
         true => character.escape_default().to_string(),
         false => character.to_string(),
