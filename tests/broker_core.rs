@@ -3,7 +3,7 @@
 mod support_node;
 
 use nlbus::broker::{
-    Access, Action, Broker, Delivery, EVERYBODY, Limits, LinkId, LinkKind, RETURN_BASE, Rights,
+    Access, Action, Delivery, EVERYBODY, Limits, LinkId, LinkKind, RETURN_BASE, Rights,
     SUBSYSTEM_BASE, Source,
 };
 use nlbus::wire::{

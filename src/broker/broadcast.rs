@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::action::{Actions, Delivery, Source};
 use super::link::{Carrier, LinkId};
 use super::subscriptions::is_overrun;
-use super::{Broker, Names, RETURN_BASE};
+use super::{Broker, Names, RETURN_BASE, has_gone_far};
 use crate::wire::{Broadcast, Envelope, EnvelopeHead, MessageBuilder, flag, nlm};
 
 /// A broadcast on its way out: where it begins, and whom it may reach.
@@ -16,6 +16,8 @@ struct Event<'e> {
     src: u32,
     /// A subsystem of another broker did, which has no name here.
     foreign: bool,
+    /// It may go to no further broker.
+    far: bool,
     /// It concerns these subsystems too, if it is an overrun.
     behind: &'e [u32],
     frame: &'e [u8],
@@ -75,6 +77,7 @@ impl Broker {
             via: far.then_some(from),
             src,
             foreign: far && src == 0 && head.src != 0,
+            far: has_gone_far(&head),
             behind: &behind,
             frame,
             source: Source::Input,
@@ -106,7 +109,8 @@ impl Broker {
         let broadcast = Broadcast { payload: &message, group: None };
         let range = start..start + frame.len();
         let source = Source::Scratch;
-        let event = Event { via, src, foreign: false, behind, frame: &frame, source, range };
+        let event =
+            Event { via, src, foreign: false, far: false, behind, frame: &frame, source, range };
         self.deliver(&event, &broadcast, actions);
     }
 
@@ -135,7 +139,8 @@ impl Broker {
         for to in self.subscriptions.matching(event.src, broadcast, event.behind) {
             wanted = true;
             let Some(link) = self.links.get_mut(to) else { continue };
-            if link.last_event == self.event || event.via == Some(to) {
+            let back = event.via == Some(to);
+            if link.last_event == self.event || back || (event.far && link.far.is_some()) {
                 continue;
             }
             link.last_event = self.event;

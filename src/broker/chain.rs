@@ -184,9 +184,9 @@ impl Broker {
                     let text = format!("no room for {name:?} here");
                     self.give_answers(waiting, &Refusal { errno: errno::ENOSPC, text }, actions);
                 } else {
-                    for (link, mut frame) in waiting {
+                    for (link, frame) in waiting {
                         if let Some((_, head)) = EnvelopeHead::read(&frame) {
-                            self.handle_control(link, head, &mut frame, actions);
+                            self.handle_control(link, head, &frame, actions);
                         }
                     }
                 }

@@ -57,6 +57,15 @@ use crate::wire::{
 /// The address of everybody who subscribed; 0 means the same.
 pub const EVERYBODY: u32 = u32::MAX;
 
+/// One hop, in the flags.
+const HOP: u16 = flag::HOPS_MASK & flag::HOPS_MASK.wrapping_neg();
+
+/// Whether a frame may go to no further broker.
+#[inline]
+fn has_gone_far(head: &EnvelopeHead) -> bool {
+    head.flags & flag::HOPS_MASK >= flag::HOPS_MAX * HOP
+}
+
 /// What [`Broker::handle_bytes`] did with its buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handled {
@@ -263,7 +272,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Counts a frame's way from another broker to this one; `None` if it has gone too far.
+    /// Counts a frame's way from another broker to this one; `None` if that should not have been.
     #[cold]
     fn hop(
         &mut self,
@@ -272,13 +281,12 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) -> Option<EnvelopeHead> {
-        const ONE: u16 = flag::HOPS_MASK & flag::HOPS_MASK.wrapping_neg();
-        if head.flags & flag::HOPS_MASK >= flag::HOPS_MAX * ONE {
+        if has_gone_far(&head) {
             self.counters.looped += 1;
             self.bounce(from, head, frame, errno::ELOOP, "too many brokers on the way", actions);
             return None;
         }
-        head.flags += ONE;
+        head.flags += HOP;
         head.write_over(frame);
         Some(head)
     }
@@ -327,6 +335,11 @@ impl Broker {
         let (to, port) = (provider.link, provider.port);
         if !self.fits(to, frame) {
             return self.too_long(from, to, head, frame, actions);
+        }
+        if has_gone_far(&head) && self.far_links.contains(&to) {
+            self.counters.looped += 1;
+            let text = "too many brokers on the way";
+            return self.bounce(from, head, frame, errno::ELOOP, text, actions);
         }
         let Some(src) = self.address_of(from, head.src) else {
             self.counters.over_limit += 1;

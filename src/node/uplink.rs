@@ -215,8 +215,7 @@ mod tests {
 
     #[test]
     fn pauses_stay_within_their_bounds_grow_and_differ() {
-        let mut options = UplinkOptions::default();
-        options.pause_max = Duration::from_secs(10);
+        let options = UplinkOptions::default();
         let run = || {
             let mut pauses = Pauses::new(&options);
             (0..200).map(|_| pauses.next()).collect::<Vec<_>>()

@@ -113,7 +113,8 @@ impl Said {
 /// The NLMSG_ERROR in an EXCEPTION: its number, positive, the header that it embeds, and its text.
 pub(crate) fn exception(frame: &[u8]) -> (i32, Header, String) {
     let head = head_of(frame);
-    assert_eq!(head.flags, flag::EXCEPTION | flag::RESPONSE, "{head:?}");
+    let flags = head.flags & !flag::HOPS_MASK;
+    assert_eq!(flags, flag::EXCEPTION | flag::RESPONSE, "{head:?}");
     let message = Message::parse(payload_of(frame)).unwrap();
     assert_eq!(message.header.kind, nlm::ERROR);
     let error = ErrorMessage::parse(&message).unwrap();
