@@ -312,7 +312,8 @@ impl Broker {
                     self.counters.too_long += 1;
                     return;
                 }
-                EnvelopeHead::rewrite(frame, provider.port, 0);
+                // what it asks has no way back: an answer would go to everybody
+                EnvelopeHead { flags: 0, dst: provider.port, src: 0, ..head }.write_over(frame);
                 actions.send(provider.link, Source::Input, at..at + frame.len(), Delivery::Shed);
             }
             _ => self.broadcast(from, at, head, frame, actions),
