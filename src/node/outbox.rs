@@ -15,7 +15,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, TryLockError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
@@ -58,6 +58,8 @@ struct Queue {
     bytes: Vec<u8>,
     /// Bytes that the socket side has taken over and not yet written.
     in_flight: usize,
+    /// The writer has taken bytes that it may still hold: TLS keeps records that the socket has no room for.
+    unflushed: bool,
     /// Frames lost that the peer has not been told of yet.
     shed: u32,
     closed: bool,
@@ -172,13 +174,14 @@ impl Outbox {
         }
     }
 
-    /// Waits until everything is written or the outbox is closed. Cancel-safe.
+    /// Waits until the socket has everything or the outbox is closed. Cancel-safe.
     pub(crate) async fn drained(&self) {
         loop {
             let notified = self.room.notified();
             {
                 let queue = lock(&self.queue);
-                if queue.closed || queue.bytes.len() + queue.in_flight == 0 {
+                let written = queue.bytes.len() + queue.in_flight == 0 && !queue.unflushed;
+                if queue.closed || written {
                     return;
                 }
             }
@@ -255,7 +258,9 @@ impl Outbox {
     fn write_some(&self, socket: &mut Socket, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if socket.at == socket.pending.len() && !self.refill(socket) {
-                return std::pin::Pin::new(&mut socket.writer).poll_flush(context);
+                ready!(std::pin::Pin::new(&mut socket.writer).poll_flush(context))?;
+                self.flushed();
+                return Poll::Ready(Ok(()));
             }
             if socket.at >= socket.chunk_end {
                 socket.chunk_end = self.chunk_end(&socket.pending, socket.at);
@@ -300,7 +305,17 @@ impl Outbox {
         }
         std::mem::swap(&mut socket.pending, &mut queue.bytes);
         queue.in_flight = socket.pending.len();
+        queue.unflushed = true;
         true
+    }
+
+    /// Notes that the socket has all that the writer took, and wakes who waits for that.
+    fn flushed(&self) {
+        let mut queue = lock(&self.queue);
+        if std::mem::take(&mut queue.unflushed) && queue.bytes.is_empty() {
+            drop(queue);
+            self.room.notify_waiters();
+        }
     }
 
     /// Notes how much of what was taken over is still to be written, and wakes who waits for room.

@@ -84,3 +84,19 @@ async fn two_pullers_share_what_is_pushed_over_each_transport() {
         within(pushing).await.unwrap();
     }
 }
+
+/// Under TLS the last of it may wait in the writer for a socket that is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_pushed_arrives_although_its_link_is_dropped_at_once_over_each_transport() {
+    const LONG: usize = 2_000_000;
+    let bus = Everywhere::start("dropped").await;
+    for carrier in &bus.carriers {
+        let mut puller = bus.connect(carrier).await.pull(carrier.name).await.unwrap();
+        for number in 0..20 {
+            let pusher = bus.connect(carrier).await;
+            pusher.push(carrier.name, &body(number, LONG)).await.unwrap();
+            drop(pusher);
+            assert!(take(&mut puller).await == body(number, LONG), "{} {number}", carrier.name);
+        }
+    }
+}
