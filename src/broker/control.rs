@@ -227,11 +227,8 @@ impl Broker {
             return refuse(errno::EPIPE, "the link is gone");
         };
         let hops = link.far.as_ref().map(|_| control.hops.unwrap_or(0));
-        let cid = match control.cid {
-            Some(cid) if cid < CID_CHOSEN_FIRST => {
-                let text = format!("a cid that is chosen is {CID_CHOSEN_FIRST} or more");
-                return refuse(errno::EINVAL, text);
-            }
+        // a client of the original may send one, and means nothing by it
+        let cid = match control.cid.filter(|cid| *cid >= CID_CHOSEN_FIRST) {
             Some(cid) => {
                 let max = match link.far {
                     Some(_) => self.limits.subscriptions_per_broker_max,
