@@ -67,7 +67,7 @@ impl Broker {
             Ok(Outcome::Done(answer)) => self.answer(from, head, Ok(answer), actions),
             Ok(Outcome::Later) => return,
             Ok(Outcome::Order(order)) => {
-                actions.list.push(Action::Order { link: from, head, order });
+                actions.push(Action::Order { link: from, head, order });
             }
             Err(refusal) => self.answer(from, head, Err(refusal), actions),
         }
@@ -164,7 +164,7 @@ impl Broker {
         if let Some(link) = self.links.get_mut(from) {
             link.greeted = true;
             link.frame_max = theirs.min(ours);
-            actions.list.push(Action::Greeted { link: from });
+            actions.push(Action::Greeted { link: from });
         }
         let mut answer = Answer::word(ControlAttribute::Version, VERSION);
         answer.words.push((ControlAttribute::FrameMax, ours as u32));
@@ -263,7 +263,7 @@ impl Broker {
         self.interests.insert(&filter, from, cid, hops);
         self.advertise(&filter, actions);
         if first {
-            actions.list.push(Action::EventsChanged);
+            actions.push(Action::EventsChanged);
         }
         Ok(Answer::word(ControlAttribute::Cid, cid))
     }
@@ -288,7 +288,7 @@ impl Broker {
         self.interests.remove(&gone);
         self.advertise(&gone.filter, actions);
         if self.subscriptions.len() == 0 {
-            actions.list.push(Action::EventsChanged);
+            actions.push(Action::EventsChanged);
         }
         Ok(Answer::done())
     }
