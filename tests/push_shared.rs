@@ -1,18 +1,22 @@
 //! Pullers that share a name, one of which does not read.
 
+#![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
+
 mod support_node;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use nlbus::endpoint::{Endpoint, Puller};
+use nlbus::endpoint::{Endpoint, ProvideOptions, Puller};
 use nlbus::node::{AccessList, Node, NodeOptions};
 use nlbus::transport::ListenOptions;
 use nlbus::url::BusUrl;
 use support_node::peer::within;
+use tokio::sync::watch;
 
-const PUSHES: u32 = 4_000;
-/// Pushed at the end, often enough for each puller that reads to get one.
+const PUSHES: u32 = 16_000;
+/// Pushed at the end, until each puller that reads has got one.
 const END: u32 = u32::MAX;
 
 const BODY_BYTES: usize = 8_000;
@@ -36,24 +40,35 @@ async fn bus() -> (Node, BusUrl) {
 async fn what_a_stalled_puller_does_not_take_goes_to_those_who_share_its_name() {
     let (_node, url) = bus().await;
     let mut pullers: Vec<Puller> = Vec::new();
+    let options = ProvideOptions::default().waiting_max(16);
     for _ in 0..3 {
         let endpoint = within(Endpoint::connect(&url)).await.unwrap();
-        pullers.push(within(endpoint.pull("jobs")).await.unwrap());
+        pullers.push(within(endpoint.pull_with("jobs", options)).await.unwrap());
     }
     let stalled = pullers.pop().unwrap();
     let pusher = within(Endpoint::connect(&url)).await.unwrap();
+    let (ended, mut all_ended) = watch::channel(0);
+    let ended = Arc::new(ended);
     let pushing = tokio::spawn(async move {
         for number in 0..PUSHES {
             let mut body = vec![0; BODY_BYTES];
             body[..4].copy_from_slice(&number.to_le_bytes());
             pusher.push("jobs", &body).await.unwrap();
         }
-        for _ in 0..10 {
-            pusher.push("jobs", &END.to_le_bytes()).await.unwrap();
+        // whose turn it is depends on who is slow, and when all have ended only the stalled one is left
+        let more = async {
+            loop {
+                pusher.push("jobs", &END.to_le_bytes()).await.unwrap();
+                pusher.flush(Duration::from_secs(60)).await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = more => {}
+            ended = all_ended.wait_for(|ended| *ended == 2) => drop(ended.unwrap()),
         }
-        pusher.flush(Duration::from_secs(60)).await.unwrap();
     });
     let pulled = pullers.into_iter().map(|mut puller| {
+        let ended = Arc::clone(&ended);
         tokio::spawn(async move {
             let mut numbers = Vec::new();
             while let Some(message) = puller.next().await {
@@ -62,6 +77,7 @@ async fn what_a_stalled_puller_does_not_take_goes_to_those_who_share_its_name() 
                     number => numbers.push(number),
                 }
             }
+            ended.send_modify(|ended| *ended += 1);
             numbers
         })
     });

@@ -11,6 +11,9 @@ use crate::wire::EnvelopeHead;
 pub enum Delivery {
     /// The sender is not read until there is room: requests and pushes.
     Hold,
+    /// As `Hold`, but another provider of this subsystem may take it instead, see
+    /// [`Broker::share`](super::Broker::share): whole pushes to a name that several provide.
+    Share(u32),
     /// As `Hold`, but a target that takes nothing for too long is closed: answers, so that an asker
     /// that does not read cannot stall its provider for ever.
     Reply,

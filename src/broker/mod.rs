@@ -51,7 +51,7 @@ use uplinks::Uplinks;
 
 use crate::wire::{
     Envelope, EnvelopeHead, ErrorMessage, FRAME_MAX, Fault, Frames, Header, Malformed,
-    TRANSPORT_TYPE, errno, flag,
+    PAYLOAD_OFFSET, TRANSPORT_TYPE, errno, flag, nlm,
 };
 
 /// The address of everybody who subscribed; 0 means the same.
@@ -355,8 +355,12 @@ impl Broker {
             let text = "no return address left for this port";
             return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
+        let delivery = match head.flags & flag::ASK == 0 && self.subsystems.is_shared(head.dst) {
+            true if !is_part(frame) => Delivery::Share(head.dst),
+            _ => Delivery::Hold,
+        };
         EnvelopeHead::rewrite(frame, port, src);
-        actions.send(to, Source::Input, at..at + frame.len(), Delivery::Hold);
+        actions.send(to, Source::Input, at..at + frame.len(), delivery);
         self.counters.requests += 1;
         // a port that provides has no return address
         if src >= RETURN_BASE {
@@ -451,19 +455,34 @@ impl Broker {
         {
             return Some(*provider);
         }
-        let wanted = match &link.access {
-            Access { read: Names::All, write: Names::All, .. } => Wanted::Writing,
-            access => {
-                let name = self.subsystems.name(head.dst)?;
-                if !access.read.contains(name) {
-                    return None;
-                }
-                if access.write.contains(name) { Wanted::Writing } else { Wanted::Reading }
-            }
-        };
+        let wanted = self.wanted(from, head.dst)?;
         let provider = self.subsystems.next_provider(head.dst, wanted, &self.links)?;
         self.links.get_mut(from)?.last_pick = Some((pick, provider));
         Some(provider)
+    }
+
+    /// Which providers of a subsystem a link may reach; `None` if none.
+    #[inline]
+    fn wanted(&self, link: LinkId, subsystem: u32) -> Option<Wanted> {
+        match &self.links.get(link)?.access {
+            Access { read: Names::All, write: Names::All, .. } => Some(Wanted::Writing),
+            access => {
+                let name = self.subsystems.name(subsystem)?;
+                if !access.read.contains(name) {
+                    return None;
+                }
+                Some(if access.write.contains(name) { Wanted::Writing } else { Wanted::Reading })
+            }
+        }
+    }
+
+    /// Another provider of a subsystem that has room for what a link has pushed: its link and port. `None`
+    /// if for each much is waiting.
+    pub fn share(&mut self, from: LinkId, subsystem: u32) -> Option<(LinkId, u32)> {
+        let wanted = self.wanted(from, subsystem)?;
+        let provider = self.subsystems.next_provider(subsystem, wanted, &self.links)?;
+        let slow = self.links.get(provider.link).is_none_or(|link| link.slow);
+        (!slow).then_some((provider.link, provider.port))
     }
 
     fn may_read(&self, link: LinkId, subsystem: u32) -> bool {
@@ -579,6 +598,13 @@ impl Broker {
             });
         });
     }
+}
+
+/// Whether a frame holds one of several parts of a message, which have to stay together.
+fn is_part(frame: &[u8]) -> bool {
+    const FLAGS_AT: usize = PAYLOAD_OFFSET + 6;
+    let flags = frame.get(FLAGS_AT..FLAGS_AT + 2);
+    flags.is_some_and(|flags| u16::from_le_bytes([flags[0], flags[1]]) & nlm::MULTI != 0)
 }
 
 fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool {

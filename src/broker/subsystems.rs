@@ -192,6 +192,13 @@ impl Subsystems {
         Some(provider)
     }
 
+    /// Whether several provide `address`.
+    #[inline]
+    pub(super) fn is_shared(&self, address: u32) -> bool {
+        let index = address.checked_sub(SUBSYSTEM_BASE).map(|index| index as usize);
+        index.and_then(|index| self.table.get(index)).is_some_and(|s| s.providers.len() > 1)
+    }
+
     /// Whether `provider` still provides `address`.
     pub(super) fn provides(&self, address: u32, provider: &Provider) -> bool {
         let index = address.checked_sub(SUBSYSTEM_BASE).map(|index| index as usize);

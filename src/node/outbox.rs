@@ -188,7 +188,9 @@ impl Outbox {
         let waiting = queue.bytes.len() + queue.in_flight;
         if waiting >= self.bytes_max {
             match delivery {
-                Delivery::Hold | Delivery::Reply => return Pushed::Full,
+                Delivery::Hold | Delivery::Share(_) | Delivery::Reply => {
+                    return Pushed::Full;
+                }
                 Delivery::Shed => {
                     queue.shed = queue.shed.saturating_add(count_frames(run));
                     return Pushed::Shed;

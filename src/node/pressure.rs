@@ -3,6 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
 use super::lock;
 use crate::broker::{Broker, LinkId};
 
@@ -11,6 +14,8 @@ use crate::broker::{Broker, LinkId};
 pub(super) struct Pressure {
     changed: AtomicBool,
     links: Mutex<Vec<(LinkId, bool)>>,
+    /// A link has caught up.
+    relieved: Notify,
 }
 
 impl Pressure {
@@ -18,6 +23,14 @@ impl Pressure {
     pub(super) fn note(&self, link: LinkId, slow: bool) {
         lock(&self.links).push((link, slow));
         self.changed.store(true, Ordering::Release);
+        if !slow {
+            self.relieved.notify_waiters();
+        }
+    }
+
+    /// Waits until a link has caught up, from the call on. Cancel-safe.
+    pub(super) fn relieved(&self) -> Notified<'_> {
+        self.relieved.notified()
     }
 
     /// Tells the core.

@@ -1,5 +1,6 @@
 //! Carrying out what the core decided: one lock of the core for a whole read, then the outboxes.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,6 +10,7 @@ use super::inbox::Inbox;
 use super::outbox::{Outbox, Pushed};
 use super::{Shared, lock};
 use crate::broker::{Action, Actions, Broker, Delivery, Handled, LinkId, Source};
+use crate::wire::{EnvelopeHead, FRAME_MAX, Frames};
 
 /// The other end of a link, where frames for it go.
 #[derive(Clone)]
@@ -90,11 +92,14 @@ impl Router {
                         Source::Input => &input[range],
                         Source::Scratch => &actions.scratch[range],
                     };
-                    match target {
-                        Target::Socket(outbox) => {
+                    match (target, delivery) {
+                        (target, Delivery::Share(subsystem)) => {
+                            self.send_shared(shared, from, target, bytes, subsystem).await;
+                        }
+                        (Target::Socket(outbox), _) => {
                             self.send_out(shared, outbox, bytes, delivery).await;
                         }
-                        Target::Local(inbox) => {
+                        (Target::Local(inbox), _) => {
                             self.send_in(shared, &inbox, from, bytes, delivery).await;
                         }
                     }
@@ -139,6 +144,10 @@ impl Router {
             }
             pushed = outbox.push(bytes, delivery);
         }
+        self.pushed(shared, outbox, pushed);
+    }
+
+    fn pushed(&mut self, shared: &Shared, outbox: Arc<Outbox>, pushed: Pushed) {
         match pushed {
             Pushed::Shed => {
                 shared.counters.shed.fetch_add(1, Ordering::Relaxed);
@@ -147,6 +156,60 @@ impl Router {
                 self.dirty.push(outbox);
             }
             _ => {}
+        }
+    }
+
+    /// Hands a run of pushes to whoever of the providers of `subsystem` has room first, beginning with the
+    /// one that was chosen.
+    async fn send_shared(
+        &mut self,
+        shared: &Shared,
+        from: LinkId,
+        mut target: Target,
+        bytes: &[u8],
+        subsystem: u32,
+    ) {
+        let mut run = Cow::Borrowed(bytes);
+        loop {
+            let outbox = match &target {
+                Target::Socket(outbox) => outbox,
+                Target::Local(inbox) => {
+                    return self.send_in(shared, inbox, from, &run, Delivery::Hold).await;
+                }
+            };
+            let relieved = shared.pressure.relieved();
+            match outbox.push(&run, Delivery::Share(subsystem)) {
+                Pushed::Full => {}
+                pushed => return self.pushed(shared, Arc::clone(outbox), pushed),
+            }
+            shared.counters.held.fetch_add(1, Ordering::Relaxed);
+            self.flush();
+            outbox.flush();
+            let other = {
+                let mut core = lock(&shared.core);
+                shared.pressure.tell(&mut core.broker);
+                let other = core.broker.share(from, subsystem);
+                other.and_then(|(link, port)| {
+                    Some((core.targets.get(link.index()).cloned().flatten()?, port))
+                })
+            };
+            match other {
+                Some((other, port)) => {
+                    let mut bytes = run.into_owned();
+                    let mut frames = Frames::new(&mut bytes, FRAME_MAX);
+                    while let Some((_, frame)) = frames.next_frame() {
+                        let src = EnvelopeHead::read(frame).map_or(0, |(_, head)| head.src);
+                        EnvelopeHead::rewrite(frame, port, src);
+                    }
+                    (run, target) = (Cow::Owned(bytes), other);
+                }
+                None => {
+                    tokio::select! {
+                        () = outbox.room() => {}
+                        () = relieved => {}
+                    }
+                }
+            }
         }
     }
 

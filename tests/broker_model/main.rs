@@ -224,7 +224,12 @@ impl Model {
     ) {
         let fits = |(serial, _): &&(Serial, u32)| self.links[serial].frame_max >= frame.len();
         let fitting: Vec<_> = targets.iter().filter(fits).copied().collect();
-        let delivered = got.iter().find(|got| got.delivery == delivery && !is_exception(got));
+        let as_asked = |how: Delivery| match how {
+            // it may go to another provider, should this one have no room
+            Delivery::Share(_) => delivery == Delivery::Hold && targets.len() > 1,
+            how => how == delivery,
+        };
+        let delivered = got.iter().find(|got| as_asked(got.delivery) && !is_exception(got));
         let Some(delivered) = delivered else {
             assert!(fitting.len() < targets.len(), "it was not delivered");
             self.counters.too_long += 1;
