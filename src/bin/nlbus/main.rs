@@ -1,5 +1,6 @@
 //! The `nlbus` command: parse, set up logging, call the library.
 
+mod bench;
 mod body;
 mod config;
 mod connect;
@@ -51,6 +52,7 @@ enum Command {
     Push(push::Args),
     Pull(pull::Args),
     Decode(decode::Args),
+    Bench(bench::Args),
     Demo(demo::Args),
 }
 
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Reply(args) => block_on(reply::run(args)),
         Command::Push(args) => block_on(push::run(args)),
         Command::Pull(args) => block_on(pull::run(args)),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

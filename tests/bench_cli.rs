@@ -1,0 +1,130 @@
+//! `nlbus bench`: what it counts and how it reports. How fast anything is, no test says.
+
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
+
+mod support_cli;
+
+use serde_json::Value;
+use support_cli::{Serve, nlbus, run, text};
+
+/// Runs `nlbus bench` for a moment; its JSON.
+#[track_caller]
+fn bench(arguments: &[&str]) -> Value {
+    let mut command = nlbus(&["bench", "--json", "--seconds", "0.2"]);
+    command.args(arguments);
+    let ended = run(command);
+    ended.ok();
+    serde_json::from_str(&ended.out).unwrap()
+}
+
+/// Every message was counted, and something was measured.
+#[track_caller]
+fn assert_sound(row: &Value) {
+    let count = |name: &str| row["counts"][name].as_u64().unwrap();
+    assert!(count("sent") > 0, "{row}");
+    assert_eq!(count("sent"), count("received"), "{row}");
+    assert_eq!((count("lost"), count("duplicated"), count("reordered")), (0, 0, 0), "{row}");
+    assert!(row["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{row}");
+    assert!(row["rate"].as_f64().unwrap() > 0.0, "{row}");
+}
+
+/// What the broker that was started used is known.
+#[track_caller]
+fn assert_metered(row: &Value) {
+    assert!(row["broker"]["resident_bytes"].as_u64().unwrap() > 0, "{row}");
+}
+
+#[test]
+fn reqrep_counts_an_answer_for_each_request() {
+    let report = bench(&["reqrep", "--clients", "3", "--outstanding", "10"]);
+    assert_eq!((&report["kind"], &report["started"]), (&"reqrep".into(), &true.into()));
+    assert_sound(&report["runs"][0]);
+    assert_metered(&report["runs"][0]);
+}
+
+#[test]
+fn pushpull_counts_each_push_once_whichever_puller_takes_it() {
+    for (clients, size) in [("1", "16"), ("4", "128"), ("2", "61440")] {
+        let report = bench(&["pushpull", "--clients", clients, "--size", size]);
+        assert_sound(&report["runs"][0]);
+        assert_metered(&report["runs"][0]);
+    }
+}
+
+#[test]
+fn fanout_counts_each_delivery_to_each_subscriber() {
+    let report = bench(&["fanout", "--clients", "5"]);
+    let row = &report["runs"][0];
+    assert_sound(row);
+    assert_eq!(row["counts"]["sent"].as_u64().unwrap() % 5, 0);
+}
+
+#[test]
+fn idle_measures_requests_without_and_with_links_that_do_nothing() {
+    let report = bench(&["idle", "--clients", "200"]);
+    for row in [&report["runs"][0], &report["runs"][1]] {
+        assert_sound(row);
+    }
+    assert_eq!((&report["idle"]["links"], &report["idle"]["wanted"]), (&200.into(), &200.into()));
+    assert!(report["idle"]["bytes_per_link"].is_number(), "{report}");
+    assert!(report["idle"]["p99_ratio"].as_f64().unwrap() > 0.0, "{report}");
+}
+
+#[test]
+fn kernel_asks_through_the_broker_and_without_it() {
+    let report = bench(&["kernel"]);
+    let rows = report["runs"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["getlink", "getlink raw", "getaddr", "getaddr raw"]);
+    rows.iter().for_each(assert_sound);
+}
+
+#[test]
+fn a_broker_that_runs_is_measured_over_its_socket_and_its_memory_is_not_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("bus.sock");
+    let serve = Serve::start(&[&format!("unix://{}", text(&socket))], 1);
+    for kind in ["reqrep", "pushpull", "fanout", "kernel"] {
+        let report = bench(&[kind, "-u", &serve.urls[0]]);
+        assert_sound(&report["runs"][0]);
+        assert_eq!(
+            (&report["started"], &report["runs"][0]["broker"]),
+            (&false.into(), &Value::Null)
+        );
+    }
+    serve.end();
+}
+
+#[test]
+fn without_the_right_to_provide_it_says_so() {
+    let serve = Serve::start(&["tcp://127.0.0.1:0"], 1);
+    let ended = run(nlbus(&["bench", "pushpull", "-u", &serve.urls[0]]));
+    ended.failed(1, &["needs the right to provide", "refuses provide"]);
+    serve.end();
+}
+
+#[test]
+fn what_cannot_be_measured_is_a_usage_error() {
+    for (arguments, part) in [
+        (&["reqrep", "-u", "tls://localhost"][..], "only tcp:// and unix:// are measured"),
+        (&["reqrep", "--clients", "4", "--outstanding", "3"], "4 askers cannot share 3 requests"),
+        (&["reqrep", "--size", "15"], "not a number from 16 to 61440"),
+        (&["reqrep", "--cpu", "100000"], "there is no CPU 100000"),
+    ] {
+        let mut command = nlbus(&["bench"]);
+        command.args(arguments);
+        run(command).failed(2, &[part]);
+    }
+}
+
+#[test]
+fn the_table_has_a_line_for_each_load_and_says_what_was_counted() {
+    let ended = run(nlbus(&["bench", "reqrep", "--seconds", "0.1"]));
+    ended.ok();
+    let lines: Vec<&str> = ended.out.lines().collect();
+    assert!(lines[0].starts_with("reqrep at tcp://127.0.0.1:"), "{lines:?}");
+    assert!(lines[1].contains("p99.9") && lines[2].starts_with("reqrep "), "{lines:?}");
+    assert!(lines[3].ends_with("received"), "{lines:?}");
+    assert_eq!(ended.err, "", "no bar where no terminal is");
+}
