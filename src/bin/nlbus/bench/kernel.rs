@@ -9,7 +9,8 @@ use nlbus::wire::{
 };
 
 use super::Bench;
-use super::engine::{Counts, Link, Outcome, Watch, histogram};
+use super::engine::frames::Link;
+use super::engine::{Counts, Outcome, Watch, histogram};
 use super::report::{Report, Row};
 use super::{Meter, Usage};
 

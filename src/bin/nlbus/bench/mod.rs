@@ -15,7 +15,8 @@ use nlbus::url::BusUrl;
 
 use crate::connect::seconds;
 use crate::exit::{Exit, UsageError};
-use engine::{Nlbus, Outcome, Plan, Process, STAMP_BYTES, Usage, Watch};
+use engine::tally::STAMP_BYTES;
+use engine::{Nlbus, Outcome, Plan, Process, Usage, Watch};
 use report::{Report, Row};
 
 /// What may be under way of pushes and broadcasts, in bytes of payload, unless --outstanding says it.

@@ -24,10 +24,12 @@ pub(crate) fn new_run() -> u32 {
     (nanoseconds as u32) ^ std::process::id().rotate_left(16)
 }
 
+/// How connections are made.
+type Dial = Box<dyn Fn() -> anyhow::Result<Box<dyn Stream>>>;
+
 /// A broker of ours.
-#[derive(Clone, Debug)]
 pub(crate) struct Nlbus {
-    url: BusUrl,
+    dial: Dial,
     run: u32,
 }
 
@@ -40,7 +42,13 @@ impl Nlbus {
         if url.is_tls() || !matches!(url.transport(), TransportKind::Tcp | TransportKind::Unix) {
             bail!("only tcp:// and unix:// are measured, not {url}");
         }
-        Ok(Self { url, run: new_run() })
+        let dialed = move || dial(&url).with_context(|| format!("cannot connect to {url}"));
+        Ok(Self::over(Box::new(dialed)))
+    }
+
+    /// The broker at the other end of connections that `dial` makes.
+    pub(crate) fn over(dial: Dial) -> Self {
+        Self { dial, run: new_run() }
     }
 
     /// The name that is provided and asked in this run.
@@ -50,8 +58,7 @@ impl Nlbus {
 
     /// Connects and says HELLO.
     pub(crate) fn connect(&self) -> anyhow::Result<Link> {
-        let stream = dial(&self.url).with_context(|| format!("cannot connect to {}", self.url))?;
-        let mut link = Link { stream, sequence: 0 };
+        let mut link = Link { stream: (self.dial)()?, sequence: 0 };
         link.control(Command::Hello, |control| {
             control
                 .u32(ControlAttribute::Version, PROTOCOL_VERSION)?
@@ -69,9 +76,9 @@ impl Dialect for Nlbus {
         let mut head = EnvelopeHead { pid: std::process::id(), ..EnvelopeHead::default() };
         match role {
             Role::Idles | Role::Publishes => {}
-            Role::Asks | Role::Pushes(_) => {
+            Role::Asks(_) | Role::Pushes(_) => {
                 head.dst = link.discover(&self.name())?;
-                head.flags = if role == Role::Asks { flag::ASK } else { 0 };
+                head.flags = if matches!(role, Role::Asks(_)) { flag::ASK } else { 0 };
             }
             Role::Answers => drop(link.provide(&self.name(), 0)?),
             Role::Pulls => drop(link.provide(&self.name(), mode::PULL)?),

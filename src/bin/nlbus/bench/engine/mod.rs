@@ -13,15 +13,15 @@ mod process;
 mod pump;
 mod pushpull;
 mod reqrep;
-mod tally;
+pub(crate) mod tally;
 
 pub(crate) use fanout::fanout;
-pub(crate) use frames::{Link, Nlbus};
+pub(crate) use frames::Nlbus;
 pub(crate) use process::{Process, Usage, pin};
 pub(crate) use pump::Stream;
 pub(crate) use pushpull::pushpull;
 pub(crate) use reqrep::reqrep;
-pub(crate) use tally::{Counts, STAMP_BYTES};
+pub(crate) use tally::Counts;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -46,8 +46,8 @@ const TIMED_EVERY: u64 = 16;
 pub(crate) enum Role {
     /// Nothing; it only stays.
     Idles,
-    /// Asks, and takes the answers.
-    Asks,
+    /// Asks, and takes the answers; which of the askers it is.
+    Asks(usize),
     /// Answers each request with its own payload.
     Answers,
     /// Sends to the pullers; which of the pushers it is.
@@ -100,7 +100,7 @@ pub(crate) struct Cut {
 /// What is to be driven.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// Length of each payload in bytes, at least [`STAMP_BYTES`].
+    /// Length of each payload in bytes, at least [`tally::STAMP_BYTES`].
     pub(crate) size: usize,
     /// Who sends: askers, pushers. Of a fan-out, the subscribers.
     pub(crate) clients: usize,

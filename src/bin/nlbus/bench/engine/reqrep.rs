@@ -28,8 +28,8 @@ pub(crate) fn reqrep<D: Dialect>(
     let mut pump = Pump::new()?;
     let (stream, port) = dialect.open(Role::Answers)?;
     let answerer = pump.add(stream, port)?;
-    for _ in 0..plan.clients {
-        let (stream, port) = dialect.open(Role::Asks)?;
+    for number in 0..plan.clients {
+        let (stream, port) = dialect.open(Role::Asks(number))?;
         pump.add(stream, port)?;
     }
     let run = dialect.run();
