@@ -5,6 +5,14 @@
 
 mod support_cli;
 
+use std::io::{BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nlbus::wire::flag;
 use serde_json::Value;
 use support_cli::{Serve, nlbus, run, text};
 
@@ -127,4 +135,83 @@ fn the_table_has_a_line_for_each_load_and_says_what_was_counted() {
     assert!(lines[1].contains("p99.9") && lines[2].starts_with("reqrep "), "{lines:?}");
     assert!(lines[3].ends_with("received"), "{lines:?}");
     assert_eq!(ended.err, "", "no bar where no terminal is");
+}
+
+/// What a relay between the load and the broker does to one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meddling {
+    Drops,
+    Doubles,
+    Swaps,
+}
+
+/// Passes connections on to the unix socket at `to`, and meddles with one of the frames that come back and
+/// are no control frames; its URL.
+fn meddler(to: &Path, meddling: Meddling) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let to = to.to_owned();
+    let seen = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let broker = UnixStream::connect(&to).unwrap();
+            let (mut back, mut forth) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut &client, &mut forth);
+                let _ = forth.shutdown(Shutdown::Both);
+            });
+            let seen = Arc::clone(&seen);
+            std::thread::spawn(move || {
+                let mut broker = BufReader::new(broker);
+                let mut kept = None;
+                while let Some(frame) = next_frame(&mut broker) {
+                    let data = frame[6] & flag::CONTROL as u8 == 0;
+                    let mut write = |bytes: &[u8]| back.write_all(bytes).is_ok();
+                    let alive = match meddling {
+                        _ if !data || seen.fetch_add(1, Ordering::Relaxed) != 100 => write(&frame),
+                        Meddling::Drops => true,
+                        Meddling::Doubles => write(&frame) && write(&frame),
+                        Meddling::Swaps => {
+                            kept = Some(frame);
+                            continue;
+                        }
+                    };
+                    let alive = alive && kept.take().is_none_or(|kept| write(&kept));
+                    if !alive {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+fn next_frame(from: &mut impl Read) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 4];
+    from.read_exact(&mut frame).ok()?;
+    let length = u32::from_le_bytes(*frame.first_chunk()?) as usize;
+    frame.resize(length, 0);
+    from.read_exact(&mut frame[4..]).ok()?;
+    Some(frame)
+}
+
+#[test]
+fn a_message_that_is_lost_doubled_or_overtaken_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("bus.sock");
+    let serve = Serve::start(&[&format!("unix://{}", text(&socket))], 1);
+    for (meddling, complaint) in [
+        (Meddling::Doubles, "0 were lost, 1 came twice, 0 came out of order"),
+        (Meddling::Swaps, "0 were lost, 0 came twice, 1 came out of order"),
+        (Meddling::Drops, "1 were lost, 0 came twice"),
+    ] {
+        for kind in ["pushpull", "fanout"] {
+            let url = meddler(&socket, meddling);
+            let mut command = nlbus(&["bench", kind, "--clients", "1", "-u", &url]);
+            command.args(["--seconds", "0.2"]);
+            run(command).failed(1, &[complaint]);
+        }
+    }
+    serve.end();
 }

@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code)] // a global allocator cannot be written without
+#![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 mod support_node;
 

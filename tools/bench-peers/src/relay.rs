@@ -45,8 +45,9 @@ struct Relay {
 struct Link {
     socket: Socket,
     half: Vec<u8>,
-    /// What the socket did not take.
+    /// What the socket did not take, from `at` on.
     waiting: Vec<u8>,
+    at: usize,
     /// What it is watched for.
     interest: epoll::EventFlags,
 }
@@ -106,7 +107,7 @@ impl Relay {
         let data = epoll::EventData::new_u64(self.links.len() as u64);
         epoll::add(&self.epoll, &socket, data, interest)?;
         let (half, waiting) = (Vec::new(), Vec::new());
-        self.links.push(Some(Link { socket, half, waiting, interest }));
+        self.links.push(Some(Link { socket, half, waiting, at: 0, interest }));
         Ok(())
     }
 
@@ -179,21 +180,24 @@ impl Relay {
     /// Writes what the socket takes; whether too much waits.
     fn write(&mut self, to: usize, bytes: &[u8]) -> anyhow::Result<bool> {
         let Some(Some(link)) = self.links.get_mut(to) else { return Ok(false) };
-        let before = link.waiting.len();
-        let written = if before > 0 {
-            link.waiting.extend_from_slice(bytes);
-            let result = write_some(&mut link.socket, &link.waiting);
-            result.map(|count| drop(link.waiting.drain(..count)))
-        } else {
+        let written = if link.waiting.is_empty() {
             let result = write_some(&mut link.socket, bytes);
             result.map(|count| link.waiting.extend_from_slice(&bytes[count..]))
+        } else {
+            link.waiting.extend_from_slice(bytes);
+            let result = write_some(&mut link.socket, &link.waiting[link.at..]);
+            result.map(|count| link.at += count)
         };
+        if link.at == link.waiting.len() {
+            link.waiting.clear();
+            link.at = 0;
+        }
         if written.is_err() {
             self.links[to] = None;
             return Ok(false);
         }
         let blocked = !link.waiting.is_empty() || link.socket.flush().is_err();
-        let full = link.waiting.len() > WAITING_BYTES_MAX;
+        let full = link.waiting.len() - link.at > WAITING_BYTES_MAX;
         let mut interest = link.interest;
         interest.set(epoll::EventFlags::OUT, blocked);
         Self::watch(&self.epoll, to, link, interest)?;
@@ -202,7 +206,11 @@ impl Relay {
 
     /// Reads from all connections if none has too much waiting, else from none.
     fn watch_all(&mut self) -> anyhow::Result<()> {
-        let full = self.links.iter().flatten().any(|link| link.waiting.len() > WAITING_BYTES_MAX);
+        let full = self
+            .links
+            .iter()
+            .flatten()
+            .any(|link| link.waiting.len() - link.at > WAITING_BYTES_MAX);
         for (at, link) in self.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
             let mut interest = link.interest;
