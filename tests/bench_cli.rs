@@ -9,10 +9,12 @@ use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nlbus::wire::flag;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support_cli::{Serve, nlbus, run, text};
 
@@ -135,6 +137,33 @@ fn the_table_has_a_line_for_each_load_and_says_what_was_counted() {
     assert!(lines[1].contains("p99.9") && lines[2].starts_with("reqrep "), "{lines:?}");
     assert!(lines[3].ends_with("received"), "{lines:?}");
     assert_eq!(ended.err, "", "no bar where no terminal is");
+}
+
+#[test]
+fn the_broker_that_was_started_does_not_outlive_sigterm() {
+    let mut command = nlbus(&["bench", "pushpull", "--seconds", "600"]);
+    let mut bench = command.stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&bench);
+    let broker = loop {
+        match child_of(pid) {
+            Some(broker) => break broker,
+            None => std::thread::yield_now(),
+        }
+    };
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(bench.wait().unwrap().code(), Some(1));
+    assert!(!Path::new("/proc").join(broker).exists(), "the broker is gone");
+}
+
+/// proc(5): the first process whose parent, field 4 of its `stat`, this is.
+fn child_of(parent: Pid) -> Option<String> {
+    let parent = parent.to_string();
+    std::fs::read_dir("/proc").unwrap().map_while(Result::ok).find_map(|entry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        let own = fields.split_whitespace().nth(1) == Some(&parent);
+        own.then(|| entry.file_name().to_string_lossy().into_owned())
+    })
 }
 
 /// What a relay between the load and the broker does to one message.

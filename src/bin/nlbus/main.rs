@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Command::Reply(args) => block_on(reply::run(args)),
         Command::Push(args) => block_on(push::run(args)),
         Command::Pull(args) => block_on(pull::run(args)),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => block_on(bench::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

@@ -7,11 +7,16 @@ mod report;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use nlbus::url::BusUrl;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::connect::seconds;
 use crate::exit::{Exit, UsageError};
@@ -99,11 +104,55 @@ impl Kind {
     }
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
+/// Measures on a thread of its own. A broker that was started does not outlive SIGTERM: it is ended, and the
+/// load sees its end.
+pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
+    let ending = Arc::new(Ending::default());
+    if args.url.is_some() {
+        return measure(&args, &ending);
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let seen = Arc::clone(&ending);
+    let mut work = tokio::task::spawn_blocking(move || measure(&args, &seen));
+    loop {
+        tokio::select! {
+            done = &mut work => return done?,
+            Some(()) = terminate.recv() => ending.ask(),
+        }
+    }
+}
+
+/// Whether a run is to end early, and the broker that ends it by its own end. Each side first says what it
+/// knows and then looks at what the other has said, so that one of them ends it.
+#[derive(Default)]
+struct Ending {
+    asked: AtomicBool,
+    broker: OnceLock<Pid>,
+}
+
+impl Ending {
+    fn ask(&self) {
+        self.asked.store(true, Ordering::SeqCst);
+        if let Some(pid) = self.broker.get() {
+            // one that has ended already is what is wanted
+            let _ = kill_process(*pid, Signal::TERM);
+        }
+    }
+
+    fn started(&self, broker: &Process) -> anyhow::Result<()> {
+        self.broker.get_or_init(|| broker.pid());
+        if self.asked.load(Ordering::SeqCst) { bail!("ended by SIGTERM") } else { Ok(()) }
+    }
+}
+
+fn measure(args: &Args, ending: &Ending) -> anyhow::Result<Exit> {
     if let Some(cpu) = args.cpu {
         engine::pin(cpu).map_err(|error| UsageError(format!("{error:#}")))?;
     }
     let bench = Bench::new(args)?;
+    if let Some(process) = &bench.process {
+        ending.started(process)?;
+    }
     let report = match args.kind {
         Kind::Idle => idle::measure(&bench)?,
         Kind::Kernel => kernel::measure(&bench)?,

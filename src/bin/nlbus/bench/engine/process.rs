@@ -60,6 +60,11 @@ impl Process {
         bail!("the broker ended before it was ready")
     }
 
+    /// Its process id, for as long as this is not dropped.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// What it has used so far.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         usage_of(self.child.id())
@@ -74,7 +79,7 @@ fn usage_of(pid: u32) -> anyhow::Result<Usage> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _ = kill_process(self.pid(), Signal::TERM);
         let _ = self.child.wait();
     }
 }
