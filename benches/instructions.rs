@@ -8,12 +8,14 @@
 #![allow(clippy::print_stdout)] // the script reads it
 
 mod readers;
+mod world;
 
-use nlbus::wire::{Control, Envelope};
+use nlbus::wire::{Control, Envelope, FRAME_MAX, Frames, Key};
 use readers::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use world::{BATCH, World};
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -93,11 +95,48 @@ fn main() {
             let message = message.expect("what was written parses");
             repeat(count, || Control::parse(black_box(message)).expect("it is sound").port);
         }
+        "deframe-64" => {
+            let mut batch = frame(1).repeat(BATCH);
+            repeat(count, || deframe(black_box(&mut batch)));
+        }
+        "filter" => {
+            let key = Key { offset: 4, key: 0xa5a5, mask: 0xffff };
+            repeat(count, || black_box(key).matches(black_box(&[0xa5; 128])));
+        }
+        "core-push" => pass(count, World::new(10), World::push),
+        "core-push-64" => pass(count, World::new(10), World::push_batch),
+        "core-ask-answer" => pass(count, World::new(10), World::ask),
+        "core-answer-10" => pass(count, World::new(10), World::answer),
+        "core-answer-10000" => pass(count, World::new(10_000), World::answer),
+        "core-answer-1000000" => pass(count, World::new(1_000_000), World::answer),
+        "core-fanout-1" => pass(count, World::new(10).with_subscribers(1), World::broadcast),
+        "core-fanout-64" => pass(count, World::new(10).with_subscribers(64), World::broadcast),
+        "core-fanout-1000" => pass(count, World::new(10).with_subscribers(1_000), World::broadcast),
+        "core-one-of-10" => pass(count, World::new(10).with_conditions(9), World::broadcast),
+        "core-one-of-10000" => {
+            pass(count, World::new(10).with_conditions(9_999), World::broadcast);
+        }
         _ => {
             eprintln!("unknown operation {operation}");
             std::process::exit(2);
         }
     }
+}
+
+/// Repeats what passes frames through the core, having made sure that they go somewhere.
+fn pass(count: usize, mut world: World, work: fn(&mut World) -> usize) {
+    assert!(work(&mut world) > 0, "the frames go somewhere");
+    repeat(count, || work(black_box(&mut world)));
+}
+
+/// Finds the frames of a batch.
+#[inline(never)]
+fn deframe(batch: &mut [u8]) -> usize {
+    let mut frames = Frames::new(batch, FRAME_MAX);
+    while let Some(found) = frames.next_frame() {
+        black_box(found);
+    }
+    frames.consumed()
 }
 
 /// Repeats a reader, having made sure that it reads something.

@@ -14,6 +14,9 @@ pub(super) struct Open {
     pub(super) pid: u32,
 }
 
+/// Room for as many is kept when none is open.
+const KEPT: usize = 2_048;
+
 /// By return address and sequence number.
 #[derive(Debug, Default)]
 pub(super) struct OpenRequests(HashMap<(u32, u32), Open>);
@@ -30,7 +33,7 @@ impl OpenRequests {
 
     pub(super) fn remove(&mut self, asker: u32, sequence: u32) {
         self.0.remove(&(asker, sequence));
-        if self.0.is_empty() && self.0.capacity() > 64 {
+        if self.0.is_empty() && self.0.capacity() > KEPT {
             self.0 = HashMap::new();
         }
     }

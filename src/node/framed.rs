@@ -8,6 +8,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::outbox::{Outbox, Pushed};
+use super::spare::Spare;
 use crate::broker::Delivery;
 use crate::transport::Stream;
 use crate::wire::{Malformed, frame_length};
@@ -25,7 +26,8 @@ pub fn framed(
     outbox_bytes_max: usize,
     frame_max: usize,
 ) -> (FrameReader, FrameWriter) {
-    let outbox = Arc::new(Outbox::new(stream.writer, outbox_bytes_max, true));
+    let outbox =
+        Arc::new(Outbox::new(stream.writer, outbox_bytes_max, true, Arc::new(Spare::new(2))));
     let writing = Arc::clone(&outbox);
     tokio::spawn(async move {
         if let Err(error) = writing.write_loop().await {

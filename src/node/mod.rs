@@ -18,6 +18,7 @@ mod pool;
 mod pressure;
 mod route;
 mod socket;
+mod spare;
 mod uplink;
 
 pub use access::AccessList;
@@ -42,6 +43,7 @@ use crate::url::BusUrl;
 use pool::DeskPool;
 use pressure::Pressure;
 use route::Target;
+use spare::Spare;
 
 /// Takes a lock; a panic of another holder leaves nothing half-done that is worth stopping for.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,6 +107,7 @@ struct Shared {
     core: Mutex<Core>,
     access: Mutex<Arc<AccessList>>,
     pool: DeskPool,
+    spare: Arc<Spare>,
     counters: Counters,
     pressure: Arc<Pressure>,
     /// Called when the first subscription comes and when the last one goes.
@@ -172,6 +175,7 @@ impl Node {
             core: Mutex::new(Core { broker, targets: Vec::new() }),
             access: Mutex::default(),
             pool: DeskPool::new(options.spare_buffers_max),
+            spare: Arc::new(Spare::new(2 * options.spare_buffers_max)),
             counters: Counters::default(),
             pressure: Arc::default(),
             hooks: Mutex::default(),

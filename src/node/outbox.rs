@@ -23,11 +23,9 @@ use tokio::sync::Notify;
 
 use super::lock;
 use super::pressure::Pressure;
+use super::spare::Spare;
 use crate::broker::{Delivery, LinkId};
 use crate::wire::{EnvelopeHead, MessageBuilder, nlm};
-
-/// Room that an idle outbox may keep.
-const IDLE_BYTES: usize = 4_096;
 
 /// Runs from this length on are written without a copy where nothing waits before them. Below, it is cheaper
 /// to gather what one read has for a socket into one write.
@@ -55,6 +53,7 @@ pub(crate) struct Outbox {
     /// The writer task has something to do.
     work: Notify,
     bytes_max: usize,
+    spare: Arc<Spare>,
     /// The peer reassembles: writes need not end where frames end.
     greeted: AtomicBool,
     /// Who is told when much waits, and when it does no longer.
@@ -88,10 +87,11 @@ struct Socket {
 }
 
 impl Outbox {
-    pub(crate) fn new(
+    pub(super) fn new(
         writer: Box<dyn AsyncWrite + Send + Unpin>,
         bytes_max: usize,
         greeted: bool,
+        spare: Arc<Spare>,
     ) -> Self {
         Self {
             queue: Mutex::default(),
@@ -106,6 +106,7 @@ impl Outbox {
             room: Notify::new(),
             work: Notify::new(),
             bytes_max,
+            spare,
             greeted: AtomicBool::new(greeted),
             pressure: OnceLock::new(),
         }
@@ -206,6 +207,9 @@ impl Outbox {
         if queue.shed > 0 {
             let shed = std::mem::take(&mut queue.shed);
             queue.bytes.extend_from_slice(&overrun(shed));
+        }
+        if queue.bytes.capacity() == 0 {
+            queue.bytes = self.spare.take();
         }
         queue.bytes.extend_from_slice(run);
         if waiting + run.len() >= self.bytes_max / 2 && !queue.slow {
@@ -375,12 +379,10 @@ impl Outbox {
             queue.bytes.extend_from_slice(&overrun(shed));
         }
         if queue.bytes.is_empty() {
-            if socket.pending.capacity() > IDLE_BYTES {
-                socket.pending = Vec::new();
-            }
-            if queue.bytes.capacity() > IDLE_BYTES {
-                queue.bytes = Vec::new();
-            }
+            let room = std::mem::take(&mut queue.bytes);
+            drop(queue);
+            self.spare.put(room);
+            self.spare.put(std::mem::take(&mut socket.pending));
             return false;
         }
         std::mem::swap(&mut socket.pending, &mut queue.bytes);
@@ -511,7 +513,8 @@ mod tests {
             let (place, written) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(Vec::new())));
             let socket =
                 Scripted { full, outbox: Arc::clone(&place), written: Arc::clone(&written) };
-            let outbox = Arc::new(Outbox::new(Box::new(socket), 1_000, true));
+            let outbox =
+                Arc::new(Outbox::new(Box::new(socket), 1_000, true, Arc::new(Spare::new(2))));
             place.set(Arc::clone(&outbox)).map_err(|_| "set once").unwrap();
             let writer = tokio::spawn({
                 let outbox = Arc::clone(&outbox);

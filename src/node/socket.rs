@@ -56,7 +56,8 @@ pub(super) async fn run_link(
     first_frame_by: Option<Instant>,
 ) {
     let peer = stream.peer.to_string();
-    let outbox = Outbox::new(stream.writer, shared.options.outbox_bytes_max, false);
+    let bytes_max = shared.options.outbox_bytes_max;
+    let outbox = Outbox::new(stream.writer, bytes_max, false, Arc::clone(&shared.spare));
     let outbox = Arc::new(outbox);
     let mut greeting = Actions::default();
     let id = {

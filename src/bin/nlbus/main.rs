@@ -1,5 +1,6 @@
 //! The `nlbus` command: parse, set up logging, call the library.
 
+mod bench;
 mod body;
 mod config;
 mod connect;
@@ -54,6 +55,7 @@ enum Command {
     Pull(pull::Args),
     Ctl(ctl::Args),
     Decode(decode::Args),
+    Bench(bench::Args),
     Demo(demo::Args),
 }
 
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Push(args) => block_on(push::run(args)),
         Command::Pull(args) => block_on(pull::run(args)),
         Command::Ctl(args) => block_on(ctl::run(args)),
+        Command::Bench(args) => block_on(bench::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

@@ -1,0 +1,232 @@
+//! Frames for one receiver: requests and pushes to a provider, answers to an asker.
+
+use super::action::{Actions, Delivery, Source};
+use super::link::{self, Carrier, LinkId};
+use super::open::Open;
+use super::subsystems::{Provider, Subsystems, Wanted};
+use super::{Access, Broker, Names, RETURN_BASE, has_gone_far};
+use crate::wire::{EnvelopeHead, ErrorMessage, Header, PAYLOAD_OFFSET, errno, flag, nlm};
+
+impl Broker {
+    /// A frame for a subsystem, or for an address that means nothing.
+    #[inline]
+    pub(super) fn request(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        let Some(provider) = self.pick(from, &head) else {
+            return self.unreached(from, at, head, frame, actions);
+        };
+        let (to, port) = (provider.link, provider.port);
+        if !self.fits(to, frame) {
+            return self.too_long(from, to, head, frame, actions);
+        }
+        if has_gone_far(&head) && self.far_links.contains(&to) {
+            self.counters.looped += 1;
+            let text = "too many brokers on the way";
+            return self.bounce(from, head, frame, errno::ELOOP, text, actions);
+        }
+        let Some(src) = self.address_of(from, head.src) else {
+            self.counters.over_limit += 1;
+            let text = "no return address left for this port";
+            return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
+        };
+        let delivery = match head.flags & flag::ASK == 0 && self.subsystems.is_shared(head.dst) {
+            true if !is_part(frame) => Delivery::Share(head.dst),
+            _ => Delivery::Hold,
+        };
+        EnvelopeHead::rewrite(frame, port, src);
+        actions.send(to, Source::Input, at..at + frame.len(), delivery);
+        self.counters.requests += 1;
+        // a port that provides has no return address
+        if src >= RETURN_BASE {
+            self.note_sent(to, src, &head);
+        }
+    }
+
+    /// Remembers that the provider behind `to` knows `asker`, who may wait for an answer of it.
+    #[inline]
+    fn note_sent(&mut self, to: LinkId, asker: u32, head: &EnvelopeHead) {
+        let max = self.limits.open_requests_per_link_max;
+        let Some(link) = self.links.get_mut(to) else { return };
+        if let Some(far) = &mut link.far {
+            far.saw(asker);
+        }
+        let open = Open { subsystem: head.dst, pid: head.pid };
+        if head.flags & flag::ASK != 0
+            && link.carrier != Carrier::Local
+            && !link.open.insert(asker, head.sequence, open, max)
+        {
+            self.counters.untracked += 1;
+        }
+    }
+
+    /// Tells an asker that the provider of its request is gone.
+    pub(super) fn give_up(
+        &mut self,
+        asker: u32,
+        sequence: u32,
+        open: Open,
+        errno: i32,
+        actions: &mut Actions,
+    ) {
+        let Some((to, port)) = self.returns.find(asker) else { return };
+        self.counters.given_up += 1;
+        let error = ErrorMessage::emit(-errno, &Header::default(), "the provider is gone");
+        let flags = flag::EXCEPTION | flag::RESPONSE;
+        let head = EnvelopeHead { flags, sequence, pid: open.pid, dst: port, src: open.subsystem };
+        actions.send_made(to, Delivery::Reply, |out| {
+            head.emit(&error, out).unwrap_or_else(|too_big| {
+                unreachable!("an error message is far below {}", too_big.max)
+            });
+        });
+    }
+
+    /// A frame for a return address: only providers answer.
+    #[inline]
+    pub(super) fn reply(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        if self.links.get(from).is_none_or(|link| !link.may_answer) {
+            self.counters.forbidden += 1;
+            let text = "only a provider may send to a return address";
+            return self.bounce(from, head, frame, errno::EPERM, text, actions);
+        }
+        let Some((to, port)) = self.returns.find(head.dst) else {
+            self.counters.stale += 1;
+            return self.bounce(from, head, frame, errno::ENOENT, "the asker is gone", actions);
+        };
+        if !self.fits(to, frame) {
+            return self.too_long(from, to, head, frame, actions);
+        }
+        let Some(src) = self.address_of(from, head.src) else {
+            self.counters.over_limit += 1;
+            let text = "no return address left for this port";
+            return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
+        };
+        EnvelopeHead::rewrite(frame, port, src);
+        actions.send(to, Source::Input, at..at + frame.len(), Delivery::Reply);
+        self.counters.replies += 1;
+        if head.flags & (flag::LAST | flag::EXCEPTION) != 0
+            && let Some(link) = self.links.get_mut(from)
+        {
+            link.open.remove(head.dst, head.sequence);
+        }
+    }
+
+    /// The provider that takes a frame; `None` if there is none, or none that this link may reach.
+    #[inline]
+    fn pick(&mut self, from: LinkId, head: &EnvelopeHead) -> Option<Provider> {
+        let link = self.links.get(from)?;
+        let pick = (head.dst, head.src, head.sequence);
+        if let Some((last, provider)) = &link.last_pick
+            && *last == pick
+            && head.sequence != 0
+            && self.subsystems.provides(head.dst, provider)
+        {
+            return Some(*provider);
+        }
+        let wanted = self.wanted(from, head.dst)?;
+        let provider = self.subsystems.next_provider(head.dst, wanted, &self.links)?;
+        self.links.get_mut(from)?.last_pick = Some((pick, provider));
+        Some(provider)
+    }
+
+    /// Which providers of a subsystem a link may reach; `None` if none.
+    #[inline]
+    fn wanted(&self, link: LinkId, subsystem: u32) -> Option<Wanted> {
+        match &self.links.get(link)?.access {
+            Access { read: Names::All, write: Names::All, .. } => Some(Wanted::Writing),
+            access => {
+                let name = self.subsystems.name(subsystem)?;
+                if !access.read.contains(name) {
+                    return None;
+                }
+                Some(if access.write.contains(name) { Wanted::Writing } else { Wanted::Reading })
+            }
+        }
+    }
+
+    /// Another provider of a subsystem that has room for what a link has pushed: its link and port. `None`
+    /// if for each much is waiting.
+    pub fn share(&mut self, from: LinkId, subsystem: u32) -> Option<(LinkId, u32)> {
+        let wanted = self.wanted(from, subsystem)?;
+        let provider = self.subsystems.next_provider(subsystem, wanted, &self.links)?;
+        let slow = self.links.get(provider.link).is_none_or(|link| link.slow);
+        (!slow).then_some((provider.link, provider.port))
+    }
+
+    pub(super) fn may_read(&self, link: LinkId, subsystem: u32) -> bool {
+        self.links.get(link).is_some_and(|link| may_hear(&self.subsystems, link, subsystem))
+    }
+
+    /// A frame that no provider takes: it goes to subscribers, unless somebody else would have had it.
+    #[cold]
+    fn unreached(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: EnvelopeHead,
+        frame: &mut [u8],
+        actions: &mut Actions,
+    ) {
+        if self.subsystems.is_provided(head.dst) {
+            self.counters.forbidden += 1;
+            let text = format!("this link may not use {:#010x}", head.dst);
+            return self.bounce(from, head, frame, errno::EPERM, &text, actions);
+        }
+        if self.subsystems.name(head.dst).is_some_and(|name| self.uplinks.split(name).is_some()) {
+            // not for the subscribers here, whatever it is
+            let text = format!("the broker behind {:#010x} is not linked now", head.dst);
+            return self.bounce(from, head, frame, errno::EHOSTUNREACH, &text, actions);
+        }
+        if head.flags & flag::ASK == 0 {
+            return self.broadcast(from, at, head, frame, actions);
+        }
+        let text = format!("nobody has the address {:#010x}", head.dst);
+        self.bounce(from, head, frame, errno::ENOENT, &text, actions);
+    }
+
+    #[inline]
+    pub(super) fn fits(&self, to: LinkId, frame: &[u8]) -> bool {
+        self.links.get(to).is_some_and(|link| frame.len() <= link.frame_max)
+    }
+
+    #[cold]
+    fn too_long(
+        &mut self,
+        from: LinkId,
+        to: LinkId,
+        head: EnvelopeHead,
+        frame: &[u8],
+        actions: &mut Actions,
+    ) {
+        self.counters.too_long += 1;
+        let frame_max = self.links.get(to).map_or(0, |link| link.frame_max);
+        let text = format!("the other end takes frames of at most {frame_max} bytes");
+        self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
+    }
+}
+
+/// Whether a frame holds one of several parts of a message, which have to stay together.
+fn is_part(frame: &[u8]) -> bool {
+    const FLAGS_AT: usize = PAYLOAD_OFFSET + 6;
+    let flags = frame.get(FLAGS_AT..FLAGS_AT + 2);
+    flags.is_some_and(|flags| u16::from_le_bytes([flags[0], flags[1]]) & nlm::MULTI != 0)
+}
+
+fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool {
+    match &link.access.read {
+        Names::All => true,
+        names => subsystems.name(subsystem).is_some_and(|name| names.contains(name)),
+    }
+}
