@@ -37,6 +37,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::broker::{self, Action, Broker, LinkId};
+use crate::transport::{TlsClient, TlsError, TlsServer};
 use crate::url::BusUrl;
 use pool::BufferPool;
 use route::Target;
@@ -108,8 +109,8 @@ struct Shared {
     hooks: Mutex<Vec<(LinkId, EventsHook)>>,
     /// Where it listens.
     listeners: Mutex<Vec<Listening>>,
-    /// The uplinks that are kept up, by their address; sending `true` ends one.
-    uplinks: Mutex<HashMap<u32, watch::Sender<bool>>>,
+    /// The uplinks that are kept up, by their address.
+    uplinks: Mutex<HashMap<u32, Linking>>,
     control: Mutex<ControlOptions>,
     /// Where commands for the program around the node go, if it takes any.
     instructions: Mutex<Option<mpsc::Sender<Instruction>>>,
@@ -130,6 +131,16 @@ struct Listening {
     asked: BusUrl,
     /// With the port that was bound.
     bound: BusUrl,
+    /// Where its certificates are from.
+    tls: Option<TlsServer>,
+    /// Sending `true` ends it.
+    end: watch::Sender<bool>,
+}
+
+/// An uplink that is kept up.
+struct Linking {
+    /// Where its certificates are from.
+    tls: Option<TlsClient>,
     /// Sending `true` ends it.
     end: watch::Sender<bool>,
 }
@@ -210,6 +221,23 @@ impl Node {
     /// Who has it already keeps it until its link ends.
     pub fn set_secret(&self, secret: Option<&[u8]>) {
         lock(&self.shared.core).broker.set_secret(secret);
+    }
+
+    /// Reads the certificates of all listeners and uplinks again, for connections to come, and those that
+    /// [`set_control`](Self::set_control) gave: an outcome for each that has some. One that cannot be used
+    /// stays as it was, and keeps no other from being read. Blocks while it reads the files.
+    pub fn reload_tls(&self) -> Vec<Result<(), TlsError>> {
+        let control = lock(&self.shared.control).clone();
+        let servers: Vec<_> = {
+            let listeners = lock(&self.shared.listeners);
+            listeners.iter().filter_map(|one| one.tls.clone()).chain(control.listen.tls).collect()
+        };
+        let clients: Vec<_> = {
+            let uplinks = lock(&self.shared.uplinks);
+            uplinks.values().filter_map(|one| one.tls.clone()).chain(control.dial.tls).collect()
+        };
+        let servers = servers.iter().map(TlsServer::reload);
+        servers.chain(clients.iter().map(TlsClient::reload)).collect()
     }
 
     /// Every subsystem's name and address, those without a provider left out.

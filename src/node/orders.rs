@@ -93,6 +93,8 @@ impl Shared {
                 Ok(None) => {}
                 Err(refusal) => tracing::info!(text = refusal.text, "not done"),
             }
+            // before the answer: who has it may send the next command at once
+            drop(permit);
             match outcome {
                 Ok(None) => {}
                 Ok(Some(answer)) => shared.reply(link, head, Ok(answer)).await,
@@ -132,8 +134,12 @@ impl Shared {
                 return Err(absent(format!("no link has the address {address:#010x}")));
             }
             Order::Serve { url, files } => self.serve(&url, files).await?,
-            Order::Shutdown { url } if self.node().unlisten(&url) => Answer::done(),
-            Order::Shutdown { url } => return Err(absent(format!("nobody listens at {url}"))),
+            Order::Shutdown { url } => {
+                if !self.node().unlisten(&url).await {
+                    return Err(absent(format!("nobody listens at {url}")));
+                }
+                Answer::done()
+            }
             Order::Listeners { from } => {
                 let urls = self.node().listeners();
                 Answer::piece(urls.iter().map(|url| Entry::named(url.to_string())), from)
@@ -240,6 +246,9 @@ fn not_dialed(error: &DialError) -> Refusal {
     let errno = match error {
         DialError::Timeout { .. } => errno::ETIMEDOUT,
         DialError::Unsupported { .. } => errno::EPROTONOSUPPORT,
+        DialError::TlsMissing { .. }
+        | DialError::ServerNameMissing { .. }
+        | DialError::InvalidServerName { .. } => errno::EINVAL,
         other => errno_of(other).unwrap_or(errno::EHOSTUNREACH),
     };
     Refusal { errno, text: error.to_string() }

@@ -11,7 +11,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 use super::listen::told;
 use super::route::Target;
 use super::socket::{Made, run_link};
-use super::{Node, Shared, Stop, lock};
+use super::{Linking, Node, Shared, Stop, lock};
 use crate::broker::{Access, Export, Names, Refusal, Rights, UplinkKind};
 use crate::transport::{DialOptions, Stream, dial};
 use crate::url::BusUrl;
@@ -31,6 +31,8 @@ pub struct UplinkOptions {
     pub access: Option<Access>,
     /// How its URL is reached.
     pub dial: DialOptions,
+    /// How long the other broker may take to answer the greeting before the link is closed. Default 5 s.
+    pub greeting_max: Duration,
     /// How long to wait before a lost link is made again, at first. Default 50 ms.
     pub pause_min: Duration,
     /// The same after many attempts; each pause is up to three times the one before, by chance, so that
@@ -46,14 +48,12 @@ impl Default for UplinkOptions {
             writes: false,
             access: None,
             dial: DialOptions::default(),
+            greeting_max: Duration::from_secs(5),
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(10),
         }
     }
 }
-
-/// How long the other broker may take to answer the greeting.
-const GREETING_MAX: Duration = Duration::from_secs(5);
 
 /// A link that lasted as long is a good one: after it the pauses begin anew.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
@@ -93,7 +93,8 @@ impl Shared {
         };
         let address = lock(&self.core).broker.add_uplink(kind)?;
         let (end, ended) = watch::channel(false);
-        lock(&self.uplinks).insert(address, end);
+        let tls = options.dial.tls.clone().filter(|_| url.is_tls());
+        lock(&self.uplinks).insert(address, Linking { tls, end });
         let Some(shared) = self.this.upgrade() else { return Ok(address) };
         let busy = shared.busy.hold();
         let span =
@@ -111,8 +112,8 @@ impl Shared {
     }
 
     pub(super) fn unlink(&self, address: u32) -> bool {
-        let Some(end) = lock(&self.uplinks).remove(&address) else { return false };
-        end.send_replace(true);
+        let Some(linking) = lock(&self.uplinks).remove(&address) else { return false };
+        linking.end.send_replace(true);
         let target = {
             let mut core = lock(&self.core);
             let link = core.broker.remove_uplink(address).flatten();
@@ -151,7 +152,7 @@ async fn keep_up(
                 said = false;
                 let since = Instant::now();
                 let made = Made::Here { uplink: address, access: access.clone() };
-                run_link(shared, stream, made, Some(since + GREETING_MAX)).await;
+                run_link(shared, stream, made, Some(since + options.greeting_max)).await;
                 if since.elapsed() >= GOOD_AFTER {
                     pauses = Pauses::new(options);
                 }
