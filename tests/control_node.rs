@@ -13,7 +13,7 @@ use nlbus::node::{AccessList, ControlOptions, NodeOptions, Wish};
 use nlbus::url::BusUrl;
 use nlbus::wire::{Command, ControlAttribute, Key, errno, kind, right};
 use rustix::process::geteuid;
-use support_node::chain::{down, link, refused, trusting, up, uplink};
+use support_node::chain::{down, link, refused, trusting, uplink};
 use support_node::frames::{Said, control, message};
 use support_node::peer::{Peer, Server, until, within};
 use tokio::io::AsyncReadExt as _;
@@ -63,10 +63,10 @@ async fn a_broker_that_is_connected_to_is_reached_by_name_until_it_is_disconnect
     far.echo("echo").await;
     for to in far.urls() {
         let address = endpoint.connect_broker(to, Some("far"), None).await.unwrap();
-        up(&endpoint, address).await;
         let [uplink] = &endpoint.uplinks().await.unwrap()[..] else { panic!("one") };
         assert_eq!((uplink.name.as_str(), uplink.url.as_str()), ("far", &*to.to_string()));
         assert_eq!(uplink.address, address);
+        assert!(uplink.link.is_some(), "it is up when that is answered");
         let payload = message(0, 1, b"there and back");
         let replies = endpoint.request("echo@far", &payload).await.unwrap();
         assert_eq!(within(replies.collect()).await.unwrap()[0].bytes(), &payload);
@@ -138,6 +138,19 @@ async fn an_uplink_that_waits_for_its_greeting_is_closed_when_it_is_disconnected
     endpoint.disconnect_broker(address).await.unwrap();
     within(socket.read_to_end(&mut Vec::new())).await.unwrap();
     until(|| near.node.counters().links == 1).await;
+}
+
+#[tokio::test]
+async fn connecting_to_what_ends_the_connection_without_a_greeting_is_econnreset() {
+    let (_near, endpoint) = owned().await;
+    let rude = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = url(&format!("tcp://{}", rude.local_addr().unwrap()));
+    let accepting = async { drop(within(rude.accept()).await.unwrap()) };
+    let (outcome, ()) = tokio::join!(endpoint.connect_broker(&to, Some("a"), None), accepting);
+    assert_eq!(refused(outcome), errno::ECONNRESET);
+    assert_eq!(endpoint.uplinks().await.unwrap(), []);
+    let far = Server::start(NodeOptions::default()).await;
+    endpoint.connect_broker(&far.tcp, Some("a"), None).await.unwrap();
 }
 
 // --- SERVE and SHUTDOWN ---
@@ -447,7 +460,6 @@ async fn what_was_refused_did_not_happen() {
     assert_eq!(owner.uplinks().await.unwrap(), []);
     // and one that is gone makes no sense for whoever comes into its place
     let address = owner.connect_broker(&server.unix, Some("itself"), None).await.unwrap();
-    up(&owner, address).await;
     owner.disconnect_broker(address).await.unwrap();
     down(&owner, address).await;
 }

@@ -238,6 +238,7 @@ impl Broker {
         }
         let Some(uplink) = self.uplinks.get_mut(address) else { return };
         uplink.link = Some(id);
+        actions.list.push(Action::Linked { address });
         let (name, exports) = (uplink.kind.name.clone(), uplink.kind.exports.clone());
         let door = format!("{AT}{name}");
         // it has room: its name is there already

@@ -41,6 +41,7 @@ use crate::transport::{TlsClient, TlsError, TlsServer};
 use crate::url::BusUrl;
 use pool::BufferPool;
 use route::Target;
+use uplink::FirstLink;
 
 /// Takes a lock; a panic of another holder leaves nothing half-done that is worth stopping for.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,6 +144,7 @@ struct Linking {
     tls: Option<TlsClient>,
     /// Sending `true` ends it.
     end: watch::Sender<bool>,
+    first: watch::Sender<FirstLink>,
 }
 
 struct Core {
@@ -309,7 +311,10 @@ impl Core {
         let link = match action {
             Action::Send { to, .. } | Action::Gone { to, .. } => to,
             Action::Greeted { link } => link,
-            Action::EventsChanged | Action::Order { .. } | Action::Refused { .. } => return None,
+            Action::EventsChanged
+            | Action::Order { .. }
+            | Action::Linked { .. }
+            | Action::Refused { .. } => return None,
         };
         self.targets.get(link.index()).cloned().flatten()
     }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, info_span};
 
 use super::route::Router;
-use super::uplink::UplinkOptions;
+use super::uplink::{FirstLink, UplinkOptions};
 use super::{Node, Shared, lock};
 use crate::broker::{Answer, Entry, LinkId, Order, OrderFiles, Refusal};
 use crate::transport::{
@@ -190,7 +190,16 @@ impl Shared {
         }
         let stream = dial(url, &options.dial).await.map_err(|error| not_dialed(&error))?;
         options.name = name.unwrap_or_default();
-        self.uplink(url, options, Some(stream)).map(Answer::address)
+        let address = self.uplink(url, options, Some(stream))?;
+        let (errno, what) = match self.first_link(address).await {
+            FirstLink::Up => return Ok(Answer::address(address)),
+            FirstLink::Silent => (errno::ETIMEDOUT, "did not answer the greeting in time"),
+            FirstLink::Awaited | FirstLink::Lost => {
+                (errno::ECONNRESET, "ended the connection before it answered the greeting")
+            }
+        };
+        self.unlink(address);
+        Err(Refusal { errno, text: format!("{url} {what}") })
     }
 
     async fn serve(&self, url: &BusUrl, files: OrderFiles) -> Result<Answer, Refusal> {

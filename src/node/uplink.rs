@@ -58,6 +58,19 @@ impl Default for UplinkOptions {
 /// A link that lasted as long is a good one: after it the pauses begin anew.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
+/// What became of the first link of an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FirstLink {
+    /// Nothing yet.
+    Awaited,
+    /// The other broker has answered the greeting.
+    Up,
+    /// It was lost before that.
+    Lost,
+    /// The greeting was not answered in time.
+    Silent,
+}
+
 impl Node {
     /// Links this node to another broker, now and whenever the link is lost, until
     /// [`unlink`](Self::unlink): the address that stands for the other broker's first subsystem. Names of
@@ -94,7 +107,8 @@ impl Shared {
         let address = lock(&self.core).broker.add_uplink(kind)?;
         let (end, ended) = watch::channel(false);
         let tls = options.dial.tls.clone().filter(|_| url.is_tls());
-        lock(&self.uplinks).insert(address, Linking { tls, end });
+        let first_link = watch::Sender::new(FirstLink::Awaited);
+        lock(&self.uplinks).insert(address, Linking { tls, end, first: first_link });
         let Some(shared) = self.this.upgrade() else { return Ok(address) };
         let busy = shared.busy.hold();
         let span =
@@ -109,6 +123,27 @@ impl Shared {
         };
         tokio::spawn(work.instrument(span));
         Ok(address)
+    }
+
+    /// How the first link of an uplink has come out. Later news is not for it.
+    pub(super) fn linked(&self, address: u32, now: FirstLink) {
+        if let Some(linking) = lock(&self.uplinks).get(&address) {
+            linking.first.send_if_modified(|first| {
+                let awaited = *first == FirstLink::Awaited;
+                if awaited {
+                    *first = now;
+                }
+                awaited
+            });
+        }
+    }
+
+    /// Waits until the first link of an uplink has come out. Cancel-safe.
+    pub(super) async fn first_link(&self, address: u32) -> FirstLink {
+        let first = lock(&self.uplinks).get(&address).map(|linking| linking.first.subscribe());
+        let Some(mut first) = first else { return FirstLink::Lost };
+        let out = first.wait_for(|first| *first != FirstLink::Awaited).await;
+        out.map_or(FirstLink::Lost, |first| *first)
     }
 
     pub(super) fn unlink(&self, address: u32) -> bool {
@@ -153,6 +188,9 @@ async fn keep_up(
                 let since = Instant::now();
                 let made = Made::Here { uplink: address, access: access.clone() };
                 run_link(shared, stream, made, Some(since + options.greeting_max)).await;
+                let silent = since.elapsed() >= options.greeting_max;
+                let lost = if silent { FirstLink::Silent } else { FirstLink::Lost };
+                shared.linked(address, lost);
                 if since.elapsed() >= GOOD_AFTER {
                     pauses = Pauses::new(options);
                 }
