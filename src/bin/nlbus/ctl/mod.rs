@@ -54,7 +54,8 @@ enum Command {
     #[command(after_help = example!("connect tls://hub.example --name hub"))]
     Connect {
         /// The other broker, as the broker reaches it.
-        url: BusUrl,
+        #[arg(id = "far", value_name = "URL")]
+        far: BusUrl,
         /// What it shall be called [default: uplink, or uplink2 and so on].
         #[arg(long)]
         name: Option<String>,
@@ -76,7 +77,8 @@ enum Command {
     #[command(after_help = example!("serve unix:///run/nlbus-guests.sock"))]
     Serve {
         /// Where.
-        url: BusUrl,
+        #[arg(id = "at", value_name = "URL")]
+        at: BusUrl,
         #[command(flatten)]
         files: Files,
         #[command(flatten)]
@@ -86,7 +88,8 @@ enum Command {
     #[command(after_help = example!("shutdown unix:///run/nlbus-guests.sock"))]
     Shutdown {
         /// Where, as `list listeners` prints it.
-        url: BusUrl,
+        #[arg(id = "at", value_name = "URL")]
+        at: BusUrl,
         #[command(flatten)]
         to: Connect,
     },
@@ -177,10 +180,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     };
     let mut out = io::stdout();
     match args.command {
-        Command::Connect { url, name, files, to } => {
+        Command::Connect { far, name, files, to } => {
             let endpoint = reach(&to).await?;
             let files = files.tls();
-            let address = endpoint.connect_broker(&url, name.as_deref(), files.as_ref()).await?;
+            let address = endpoint.connect_broker(&far, name.as_deref(), files.as_ref()).await?;
             writeln!(out, "{address:#010x}")?;
         }
         Command::Disconnect { uplink, to } => {
@@ -188,10 +191,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
             let address = address_of(&endpoint, &uplink).await?;
             endpoint.disconnect_broker(address).await?;
         }
-        Command::Serve { url, files, to } => {
-            reach(&to).await?.listen(&url, files.tls().as_ref()).await?;
+        Command::Serve { at, files, to } => {
+            reach(&to).await?.listen(&at, files.tls().as_ref()).await?;
         }
-        Command::Shutdown { url, to } => reach(&to).await?.unlisten(&url).await?,
+        Command::Shutdown { at, to } => reach(&to).await?.unlisten(&at).await?,
         Command::Subscribe(args) => return subscribe::run(*args).await,
         Command::Discover { name, to } => {
             let address = reach(&to).await?.discover(&name).await?;
