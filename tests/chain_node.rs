@@ -129,8 +129,7 @@ async fn names_and_long_bodies_go_both_ways_through_three_brokers_over_unix() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_and_long_bodies_go_both_ways_through_three_brokers_over_tls() {
     let authority = Authority::new();
-    let mut listen = ListenOptions::default();
-    listen.tls = Some(authority.server());
+    let listen = ListenOptions { tls: Some(authority.server()), ..ListenOptions::default() };
     let mut connect = ConnectOptions::default();
     connect.dial.tls = Some(authority.client());
     let dial = connect.dial.clone();

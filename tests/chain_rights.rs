@@ -49,11 +49,7 @@ fn only(name: &str) -> Names {
 
 /// `own` is what the test's own unix sockets get, `anonymous` what comes over TCP.
 fn access(node: &Node, own: Access, anonymous: Access) {
-    let mut access = AccessList::default();
-    access.own = own.clone();
-    access.users.insert(rustix::process::geteuid().as_raw(), own);
-    access.anonymous = anonymous;
-    node.set_access(access);
+    node.set_access(AccessList { own, anonymous, ..AccessList::default() });
 }
 
 fn has(netns: &Netns, number: u32) -> bool {

@@ -25,10 +25,11 @@ pub(crate) fn export(name: &str, alias: &str) -> Export {
 
 /// Takes everybody who comes for a broker.
 pub(crate) fn trusting(node: &Node) {
-    let mut access = AccessList::default();
-    access.anonymous = Access::ALL;
-    access.certified = Access::ALL;
-    node.set_access(access);
+    node.set_access(AccessList {
+        anonymous: Access::ALL,
+        certified: Access::ALL,
+        ..AccessList::default()
+    });
 }
 
 /// Links `from` to `to`, and waits until that is done; the uplink's address.
