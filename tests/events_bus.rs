@@ -15,7 +15,7 @@ use nlbus::wire::{
     Command, ControlAttribute, EnvelopeHead, FRAME_MAX, GROUP_BYTES_MAX, Key, LEGACY_FRAME_MAX,
     MessageBuilder, PAYLOAD_MAX, errno,
 };
-use support_node::bus::{Bus, STRANGER};
+use support_node::bus::{Bus, SERVICE, STRANGER};
 use support_node::frames::{Said, control, data, message, push};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -189,7 +189,8 @@ fn a_link_that_has_not_said_hello_gets_a_broadcast_without_its_group() {
 #[test]
 fn a_group_and_keys_must_both_match_and_an_overrun_of_others_is_not_for_the_group() {
     let mut bus = Bus::default();
-    let [sender, subscriber] = [(); 2].map(|()| bus.up(STRANGER));
+    // of strangers an overrun is not taken
+    let [sender, subscriber] = [SERVICE, STRANGER].map(|kind| bus.up(kind));
     let said = bus.control(subscriber, Command::Subscribe, |control| {
         let key = Key { offset: 16, key: 7, mask: u32::MAX };
         control.string(ControlAttribute::Group, "a")?.key(key)
@@ -206,6 +207,9 @@ fn a_group_and_keys_must_both_match_and_an_overrun_of_others_is_not_for_the_grou
     ] {
         assert_eq!(bus.send(sender, &frame).len(), usize::from(wanted), "{frame:?}");
     }
+    let stranger = bus.up(STRANGER);
+    assert!(bus.send(stranger, &to_group("a", &overrun)).is_empty());
+    assert_eq!(bus.counters().forbidden, 1);
 }
 
 // --- several filters ---

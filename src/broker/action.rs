@@ -89,6 +89,20 @@ pub struct Actions {
     pub list: Vec<Action>,
     /// Bytes that the core itself made.
     pub scratch: Vec<u8>,
+    /// By the slot of a link, its last run, so that frames for several targets by turns make one run for
+    /// each. Looked at only once there are several targets.
+    last_runs: Vec<LastRun>,
+    /// Tells entries of `last_runs` from those of earlier rounds.
+    round: u32,
+    /// Runs before this place are not made longer: what comes later may depend on what stands there.
+    barrier: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LastRun {
+    round: u32,
+    /// Its place in the list.
+    at: u32,
 }
 
 impl Actions {
@@ -96,9 +110,21 @@ impl Actions {
     pub fn clear(&mut self) {
         self.list.clear();
         self.scratch.clear();
+        self.barrier = 0;
+        self.round = self.round.wrapping_add(1);
+        if self.round == 0 {
+            self.last_runs.clear();
+        }
     }
 
-    /// Adds a frame; one that continues the run before it makes that run longer.
+    /// Adds something else than frames, to be done after what is there and before what comes.
+    pub(super) fn push(&mut self, action: Action) {
+        self.list.push(action);
+        self.barrier = self.list.len();
+    }
+
+    /// Adds a frame; one that continues the last run for its target makes that run longer. What is for one
+    /// target keeps its order, and that is all that is promised.
     #[inline]
     pub(super) fn send(
         &mut self,
@@ -107,17 +133,68 @@ impl Actions {
         range: Range<usize>,
         delivery: Delivery,
     ) {
-        if let Some(Action::Send { to: last_to, source: last_source, range: last, delivery: how }) =
-            self.list.last_mut()
-            && *last_to == to
-            && *last_source == source
-            && last.end == range.start
-            && *how == delivery
-        {
-            last.end = range.end;
+        let last = self.list.len().wrapping_sub(1);
+        if self.lengthen(last, to, source, &range, delivery) {
             return;
         }
+        if last != usize::MAX {
+            match self.last_runs.get(to.index()) {
+                Some(run) if run.round == self.round && run.at as usize >= self.barrier => {
+                    if self.lengthen(run.at as usize, to, source, &range, delivery) {
+                        return;
+                    }
+                }
+                Some(_) => {}
+                None => self.reach(to.index()),
+            }
+            self.note(last);
+            let at = last as u32 + 1;
+            self.last_runs[to.index()] = LastRun { round: self.round, at };
+        }
         self.list.push(Action::Send { to, source, range, delivery });
+    }
+
+    /// Notes the run that was pushed when it was still the only one.
+    fn note(&mut self, first: usize) {
+        if first != 0 {
+            return;
+        }
+        if let Some(Action::Send { to, .. }) = self.list.first() {
+            let slot = to.index();
+            self.reach(slot);
+            self.last_runs[slot] = LastRun { round: self.round, at: 0 };
+        }
+    }
+
+    fn reach(&mut self, slot: usize) {
+        if self.last_runs.len() <= slot {
+            let none = LastRun { round: self.round.wrapping_sub(1), at: 0 };
+            self.last_runs.resize(slot + 1, none);
+        }
+    }
+
+    /// Makes the run at a place of the list longer, if the frame continues it.
+    #[inline]
+    fn lengthen(
+        &mut self,
+        at: usize,
+        to: LinkId,
+        source: Source,
+        range: &Range<usize>,
+        delivery: Delivery,
+    ) -> bool {
+        match self.list.get_mut(at) {
+            Some(Action::Send { to: last_to, source: last_source, range: last, delivery: how })
+                if *last_to == to
+                    && last.end == range.start
+                    && *last_source == source
+                    && *how == delivery =>
+            {
+                last.end = range.end;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Adds a frame that `write` appends to the scratch bytes.

@@ -204,7 +204,7 @@ impl Broker {
             (Pending::Other(what), Some(refusal)) => {
                 self.counters.refused += 1;
                 let text = format!("{what}: {} (error {})", refusal.text, refusal.errno);
-                actions.list.push(Action::Refused { link: from, text });
+                actions.push(Action::Refused { link: from, text });
             }
         }
     }
@@ -234,11 +234,11 @@ impl Broker {
             let theirs = hello.frame_max.map_or(LEGACY_FRAME_MAX, |max| max as usize);
             link.frame_max = theirs.clamp(LEGACY_FRAME_MAX, ours);
             link.greeted = true;
-            actions.list.push(Action::Greeted { link: id });
+            actions.push(Action::Greeted { link: id });
         }
         let Some(uplink) = self.uplinks.get_mut(address) else { return };
         uplink.link = Some(id);
-        actions.list.push(Action::Linked { address });
+        actions.push(Action::Linked { address });
         let (name, exports) = (uplink.kind.name.clone(), uplink.kind.exports.clone());
         let door = format!("{AT}{name}");
         // it has room: its name is there already
@@ -467,7 +467,7 @@ impl Broker {
     pub(super) fn forget_return(&mut self, address: u32, actions: &mut Actions) {
         self.returns.remove(address);
         for to in self.links.local_providers() {
-            actions.list.push(Action::Gone { to, address });
+            actions.push(Action::Gone { to, address });
         }
         for id in self.far_links.clone() {
             let far = self.links.get_mut(id).and_then(|link| link.far.as_mut());

@@ -67,7 +67,7 @@ impl Broker {
             Ok(Outcome::Done(answer)) => self.answer(from, head, Ok(answer), actions),
             Ok(Outcome::Later) => return,
             Ok(Outcome::Order(order)) => {
-                actions.list.push(Action::Order { link: from, head, order });
+                actions.push(Action::Order { link: from, head, order });
             }
             Err(refusal) => self.answer(from, head, Err(refusal), actions),
         }
@@ -164,7 +164,7 @@ impl Broker {
         if let Some(link) = self.links.get_mut(from) {
             link.greeted = true;
             link.frame_max = theirs.min(ours);
-            actions.list.push(Action::Greeted { link: from });
+            actions.push(Action::Greeted { link: from });
         }
         let mut answer = Answer::word(ControlAttribute::Version, VERSION);
         answer.words.push((ControlAttribute::FrameMax, ours as u32));
@@ -227,11 +227,8 @@ impl Broker {
             return refuse(errno::EPIPE, "the link is gone");
         };
         let hops = link.far.as_ref().map(|_| control.hops.unwrap_or(0));
-        let cid = match control.cid {
-            Some(cid) if cid < CID_CHOSEN_FIRST => {
-                let text = format!("a cid that is chosen is {CID_CHOSEN_FIRST} or more");
-                return refuse(errno::EINVAL, text);
-            }
+        // a client of the original may send one, and means nothing by it
+        let cid = match control.cid.filter(|cid| *cid >= CID_CHOSEN_FIRST) {
             Some(cid) => {
                 let max = match link.far {
                     Some(_) => self.limits.subscriptions_per_broker_max,
@@ -266,7 +263,7 @@ impl Broker {
         self.interests.insert(&filter, from, cid, hops);
         self.advertise(&filter, actions);
         if first {
-            actions.list.push(Action::EventsChanged);
+            actions.push(Action::EventsChanged);
         }
         Ok(Answer::word(ControlAttribute::Cid, cid))
     }
@@ -291,7 +288,7 @@ impl Broker {
         self.interests.remove(&gone);
         self.advertise(&gone.filter, actions);
         if self.subscriptions.len() == 0 {
-            actions.list.push(Action::EventsChanged);
+            actions.push(Action::EventsChanged);
         }
         Ok(Answer::done())
     }

@@ -104,6 +104,8 @@ pub(super) struct Link {
     pub(super) provides: u32,
     /// It provides a name, or has: what it was asked before it withdrew, it may still answer.
     pub(super) may_answer: bool,
+    /// Much waits for it: what several share goes to the others.
+    pub(super) slow: bool,
     /// Numbers of subscriptions that were given back.
     pub(super) cids_free: Vec<u32>,
     /// The lowest number given out so far; they count down.
@@ -129,6 +131,7 @@ impl Link {
             last_port: None,
             provides: 0,
             may_answer: false,
+            slow: false,
             cids_free: Vec::new(),
             cid_next: cids,
             last_event: 0,

@@ -191,7 +191,7 @@ impl Broker {
             self.advertise(&subscription.filter, actions);
         }
         if !gone.is_empty() && self.subscriptions.len() == 0 {
-            actions.list.push(Action::EventsChanged);
+            actions.push(Action::EventsChanged);
         }
     }
 
@@ -202,6 +202,14 @@ impl Broker {
             && let Some(name) = self.subsystems.name(address).map(str::to_owned)
         {
             self.export_changed(&name, false, actions);
+        }
+    }
+
+    /// Says whether much waits for a link. What several links provide goes to those for which it does not,
+    /// while there is one.
+    pub fn set_slow(&mut self, id: LinkId, slow: bool) {
+        if let Some(link) = self.links.get_mut(id) {
+            link.slow = slow;
         }
     }
 
@@ -306,13 +314,14 @@ impl Broker {
             self.counters.forbidden += 1;
             return;
         }
-        match self.subsystems.next_provider(head.dst, Wanted::Pulling) {
+        match self.subsystems.next_provider(head.dst, Wanted::Pulling, &self.links) {
             Some(provider) if self.may_read(from, head.dst) => {
                 if !self.fits(provider.link, frame) {
                     self.counters.too_long += 1;
                     return;
                 }
-                EnvelopeHead::rewrite(frame, provider.port, 0);
+                // what it asks has no way back: an answer would go to everybody
+                EnvelopeHead { flags: 0, dst: provider.port, src: 0, ..head }.write_over(frame);
                 actions.send(provider.link, Source::Input, at..at + frame.len(), Delivery::Shed);
             }
             _ => self.broadcast(from, at, head, frame, actions),
@@ -452,7 +461,7 @@ impl Broker {
                 if access.write.contains(name) { Wanted::Writing } else { Wanted::Reading }
             }
         };
-        let provider = self.subsystems.next_provider(head.dst, wanted)?;
+        let provider = self.subsystems.next_provider(head.dst, wanted, &self.links)?;
         self.links.get_mut(from)?.last_pick = Some((pick, provider));
         Some(provider)
     }

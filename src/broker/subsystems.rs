@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::limits::Limits;
-use super::link::LinkId;
+use super::link::{LinkId, Links};
 
 /// The first subsystem's address; clients of the original send there without asking.
 pub const SUBSYSTEM_BASE: u32 = 0x0001_0003;
@@ -153,9 +153,15 @@ impl Subsystems {
         self.table.get(index as usize).map(|subsystem| subsystem.name.as_str())
     }
 
-    /// Whose turn it is to take a frame for `address`, of those that `wanted` allows.
+    /// Whose turn it is to take a frame for `address`, of those that `wanted` allows. One that is slow is
+    /// passed over while there is another.
     #[inline]
-    pub(super) fn next_provider(&mut self, address: u32, wanted: Wanted) -> Option<Provider> {
+    pub(super) fn next_provider(
+        &mut self,
+        address: u32,
+        wanted: Wanted,
+        links: &Links,
+    ) -> Option<Provider> {
         let subsystem = self.at_mut(address)?;
         let writers = subsystem.writers;
         let fits = |provider: &Provider| match wanted {
@@ -164,15 +170,26 @@ impl Subsystems {
             Wanted::Writing | Wanted::Reading => !provider.writes,
         };
         let count = subsystem.providers.len();
-        for step in 0..count {
-            let at = (subsystem.turn + step) % count;
+        let mut slow = None;
+        let mut at = subsystem.turn;
+        for _ in 0..count {
+            if at >= count {
+                at = 0;
+            }
             let provider = subsystem.providers[at];
-            if fits(&provider) {
-                subsystem.turn = (at + 1) % count;
+            at += 1;
+            if !fits(&provider) {
+                continue;
+            }
+            if count == 1 || !links.get(provider.link).is_some_and(|link| link.slow) {
+                subsystem.turn = at;
                 return Some(provider);
             }
+            slow = slow.or(Some((provider, at)));
         }
-        None
+        let (provider, at) = slow?;
+        subsystem.turn = at;
+        Some(provider)
     }
 
     /// Whether `provider` still provides `address`.

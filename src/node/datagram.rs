@@ -7,7 +7,8 @@ use tokio::net::UdpSocket;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::listen::told;
-use super::route::{Router, link_down};
+use super::pool::Desk;
+use super::route::link_down;
 use super::{Node, Shared, Stop, lock};
 use crate::broker::{LinkId, LinkKind};
 use crate::transport::{ListenError, ListenOptions, bind_udp, is_transient};
@@ -57,13 +58,13 @@ impl Node {
 }
 
 async fn receive(shared: &Shared, id: LinkId, socket: &UdpSocket) {
-    let mut router = Router::default();
     loop {
         if let Err(error) = socket.readable().await {
             return warn!(%error, "cannot receive any more");
         }
-        let mut buffer = shared.pool.take();
-        while let Some(length) = take(socket, &mut buffer) {
+        let mut desk = shared.pool.take();
+        let Desk { buffer, router } = &mut *desk;
+        while let Some(length) = take(socket, buffer) {
             let handled = router.route(shared, id, &mut buffer[..length]).await;
             if handled.consumed < length {
                 // anybody may send anything: the next datagram is another's
@@ -71,7 +72,7 @@ async fn receive(shared: &Shared, id: LinkId, socket: &UdpSocket) {
                 debug!(length, consumed = handled.consumed, "a datagram is not whole frames");
             }
         }
-        shared.pool.put(buffer);
+        shared.pool.put(desk);
     }
 }
 

@@ -15,6 +15,7 @@ mod options;
 mod orders;
 mod outbox;
 mod pool;
+mod pressure;
 mod route;
 mod socket;
 mod uplink;
@@ -39,7 +40,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::broker::{self, Action, Broker, LinkId};
 use crate::transport::{TlsClient, TlsError, TlsServer};
 use crate::url::BusUrl;
-use pool::BufferPool;
+use pool::DeskPool;
+use pressure::Pressure;
 use route::Target;
 use uplink::FirstLink;
 
@@ -104,8 +106,9 @@ struct Shared {
     options: NodeOptions,
     core: Mutex<Core>,
     access: Mutex<Arc<AccessList>>,
-    pool: BufferPool,
+    pool: DeskPool,
     counters: Counters,
+    pressure: Arc<Pressure>,
     /// Called when the first subscription comes and when the last one goes.
     hooks: Mutex<Vec<(LinkId, EventsHook)>>,
     /// Where it listens.
@@ -181,8 +184,9 @@ impl Node {
         let shared = Arc::new_cyclic(|this| Shared {
             core: Mutex::new(Core { broker, targets: Vec::new() }),
             access: Mutex::default(),
-            pool: BufferPool::new(options.spare_buffers_max),
+            pool: DeskPool::new(options.spare_buffers_max),
             counters: Counters::default(),
+            pressure: Arc::default(),
             hooks: Mutex::default(),
             listeners: Mutex::default(),
             uplinks: Mutex::default(),

@@ -13,19 +13,25 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, TryLockError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 
 use super::lock;
-use crate::broker::Delivery;
+use super::pressure::Pressure;
+use crate::broker::{Delivery, LinkId};
 use crate::wire::{EnvelopeHead, MessageBuilder, nlm};
 
 /// Room that an idle outbox may keep.
 const IDLE_BYTES: usize = 4_096;
+
+/// Runs from this length on are written without a copy where nothing waits before them. Below, it is cheaper
+/// to gather what one read has for a socket into one write.
+const THROUGH_BYTES_MIN: usize = 2_048;
 
 /// What became of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +57,8 @@ pub(crate) struct Outbox {
     bytes_max: usize,
     /// The peer reassembles: writes need not end where frames end.
     greeted: AtomicBool,
+    /// Who is told when much waits, and when it does no longer.
+    pressure: OnceLock<(Arc<Pressure>, LinkId)>,
 }
 
 #[derive(Default)]
@@ -58,8 +66,12 @@ struct Queue {
     bytes: Vec<u8>,
     /// Bytes that the socket side has taken over and not yet written.
     in_flight: usize,
+    /// The writer has taken bytes that it may still hold: TLS keeps records that the socket has no room for.
+    unflushed: bool,
     /// Frames lost that the peer has not been told of yet.
     shed: u32,
+    /// Half of the bound was waiting, and more than a quarter still is.
+    slow: bool,
     closed: bool,
 }
 
@@ -95,6 +107,18 @@ impl Outbox {
             work: Notify::new(),
             bytes_max,
             greeted: AtomicBool::new(greeted),
+            pressure: OnceLock::new(),
+        }
+    }
+
+    /// Has `pressure` told when half of the bound waits for `link`, and when no more than a quarter does.
+    pub(super) fn report_to(&self, pressure: Arc<Pressure>, link: LinkId) {
+        let _ = self.pressure.set((pressure, link));
+    }
+
+    fn report(&self, slow: bool) {
+        if let Some((pressure, link)) = self.pressure.get() {
+            pressure.note(*link, slow);
         }
     }
 
@@ -105,6 +129,58 @@ impl Outbox {
 
     /// Puts a run of whole frames at the end. Follow with [`flush`](Self::flush).
     pub(crate) fn push(&self, run: &[u8], delivery: Delivery) -> Pushed {
+        if run.len() >= THROUGH_BYTES_MIN
+            && let Some(pushed) = self.write_through(run)
+        {
+            return pushed;
+        }
+        self.queue(run, delivery)
+    }
+
+    /// Writes a long run to an idle socket there and then, without a copy but of what the socket does not
+    /// take. `None` if there is anything to be written before it, or nothing could be.
+    fn write_through(&self, run: &[u8]) -> Option<Pushed> {
+        let mut socket = match self.socket.try_lock() {
+            Ok(socket) if self.greeted.load(Ordering::Relaxed) => socket,
+            _ => return None,
+        };
+        if socket.blocked || socket.over || socket.at < socket.pending.len() {
+            return None;
+        }
+        {
+            let mut queue = lock(&self.queue);
+            if queue.closed || queue.shed > 0 || !queue.bytes.is_empty() {
+                return None;
+            }
+            queue.unflushed = true;
+        }
+        let mut context = Context::from_waker(Waker::noop());
+        let mut written = 0;
+        while written < run.len() {
+            match Pin::new(&mut socket.writer).poll_write(&mut context, &run[written..]) {
+                Poll::Ready(Ok(count)) if count > 0 => written += count,
+                // whatever it is, who writes next meets it again
+                _ => break,
+            }
+        }
+        match written {
+            0 => return None,
+            all if all == run.len() => return Some(Pushed::Taken),
+            _ => {}
+        }
+        // like any run, the rest may pass the bound
+        socket.pending.clear();
+        socket.pending.extend_from_slice(&run[written..]);
+        socket.at = 0;
+        socket.chunk_end = socket.pending.len();
+        socket.blocked = true;
+        lock(&self.queue).in_flight = socket.pending.len();
+        drop(socket);
+        self.work.notify_one();
+        Some(Pushed::Taken)
+    }
+
+    fn queue(&self, run: &[u8], delivery: Delivery) -> Pushed {
         let mut queue = lock(&self.queue);
         if queue.closed {
             return Pushed::Closed;
@@ -130,6 +206,10 @@ impl Outbox {
             queue.bytes.extend_from_slice(&overrun(shed));
         }
         queue.bytes.extend_from_slice(run);
+        if waiting + run.len() >= self.bytes_max / 2 && !queue.slow {
+            queue.slow = true;
+            self.report(true);
+        }
         Pushed::Taken
     }
 
@@ -172,13 +252,14 @@ impl Outbox {
         }
     }
 
-    /// Waits until everything is written or the outbox is closed. Cancel-safe.
+    /// Waits until the socket has everything or the outbox is closed. Cancel-safe.
     pub(crate) async fn drained(&self) {
         loop {
             let notified = self.room.notified();
             {
                 let queue = lock(&self.queue);
-                if queue.closed || queue.bytes.len() + queue.in_flight == 0 {
+                let written = queue.bytes.len() + queue.in_flight == 0 && !queue.unflushed;
+                if queue.closed || written {
                     return;
                 }
             }
@@ -248,20 +329,22 @@ impl Outbox {
         }
         socket.over = true;
         let mut context = Context::from_waker(Waker::noop());
-        let _ = std::pin::Pin::new(&mut socket.writer).poll_shutdown(&mut context);
+        let _ = Pin::new(&mut socket.writer).poll_shutdown(&mut context);
     }
 
     /// Writes until nothing is left or the socket is full.
     fn write_some(&self, socket: &mut Socket, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if socket.at == socket.pending.len() && !self.refill(socket) {
-                return std::pin::Pin::new(&mut socket.writer).poll_flush(context);
+                ready!(Pin::new(&mut socket.writer).poll_flush(context))?;
+                self.flushed();
+                return Poll::Ready(Ok(()));
             }
             if socket.at >= socket.chunk_end {
                 socket.chunk_end = self.chunk_end(&socket.pending, socket.at);
             }
             let chunk = &socket.pending[socket.at..socket.chunk_end];
-            match std::pin::Pin::new(&mut socket.writer).poll_write(context, chunk) {
+            match Pin::new(&mut socket.writer).poll_write(context, chunk) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
                     socket.over = true;
@@ -300,7 +383,17 @@ impl Outbox {
         }
         std::mem::swap(&mut socket.pending, &mut queue.bytes);
         queue.in_flight = socket.pending.len();
+        queue.unflushed = true;
         true
+    }
+
+    /// Notes that the socket has all that the writer took, and wakes who waits for that.
+    fn flushed(&self) {
+        let mut queue = lock(&self.queue);
+        if std::mem::take(&mut queue.unflushed) && queue.bytes.is_empty() {
+            drop(queue);
+            self.room.notify_waiters();
+        }
     }
 
     /// Notes how much of what was taken over is still to be written, and wakes who waits for room.
@@ -308,6 +401,11 @@ impl Outbox {
         let mut queue = lock(&self.queue);
         queue.in_flight = in_flight;
         let left = queue.bytes.len() + in_flight;
+        let caught_up = queue.slow && left <= self.bytes_max / 4;
+        queue.slow &= !caught_up;
+        if caught_up {
+            self.report(false);
+        }
         drop(queue);
         if left == 0 || left <= self.bytes_max / 2 {
             self.room.notify_waiters();
@@ -360,8 +458,6 @@ pub(super) fn overrun(count: u32) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    use std::pin::Pin;
-    use std::sync::{Arc, OnceLock};
     use std::time::Duration;
 
     /// A socket that is full once. When it is flushed for the first time after that, somebody else pushes.

@@ -27,6 +27,13 @@ pub(super) struct Router {
 }
 
 impl Router {
+    /// Forgets what a routing that was dropped half-way has left, and keeps the room.
+    pub(super) fn clear(&mut self) {
+        self.actions.clear();
+        self.steps.clear();
+        self.dirty.clear();
+    }
+
     /// Routes the whole frames in `bytes`, which came from `from`, and hands them to their targets. Waits
     /// where a target has no room.
     ///
@@ -64,6 +71,7 @@ impl Router {
         what: impl FnOnce(&mut Broker, &mut Actions) -> T,
     ) -> T {
         let mut core = lock(&shared.core);
+        shared.pressure.tell(&mut core.broker);
         let done = what(&mut core.broker, &mut self.actions);
         for action in self.actions.list.drain(..) {
             let target = core.target_of(&action);

@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::outbox::Outbox;
-use super::pool::BufferPool;
-use super::route::{Router, Target, link_down};
+use super::pool::{Desk, DeskPool};
+use super::route::{Target, link_down};
 use super::{Shared, Stop, lock};
 use crate::broker::{Access, Actions, Delivery, LinkId, LinkKind};
 use crate::transport::Stream;
@@ -80,6 +80,7 @@ pub(super) async fn run_link(
         warn!("refused: as many links are up as may be");
         return;
     };
+    outbox.report_to(Arc::clone(&shared.pressure), id);
     // it is the first that is sent, so there is room
     outbox.push(&greeting.scratch, Delivery::Must);
     outbox.flush();
@@ -88,12 +89,11 @@ pub(super) async fn run_link(
         let outbox = Arc::clone(&outbox);
         async move { outbox.write_loop().await }
     });
-    let mut router = Router::default();
     let mut reader = stream.reader;
     let end = tokio::select! {
         () = shared.stopped(Stop::Drain) => End::Stopping,
         () = outbox.closed() => End::Outbox,
-        end = read_loop(shared, id, &mut reader, first_frame_by, &mut router) => end,
+        end = read_loop(shared, id, &mut reader, first_frame_by) => end,
     };
     let end = match end {
         // a shutdown closes the outbox too, and may do so between one look and the next
@@ -147,9 +147,8 @@ async fn read_loop(
     id: LinkId,
     reader: &mut Reader,
     mut first_frame_by: Option<Instant>,
-    router: &mut Router,
 ) -> End {
-    let mut input = Input { reader, pool: &shared.pool, buffer: None, filled: 0, half: Vec::new() };
+    let mut input = Input { reader, pool: &shared.pool, desk: None, filled: 0, half: Vec::new() };
     let mut half_since: Option<Instant> = None;
     loop {
         let half_frame_by = half_since.map(|since| since + shared.options.half_frame_max);
@@ -173,7 +172,14 @@ async fn read_loop(
             Ok(_) => {}
             Err(error) => return End::Failed(error),
         }
-        let handled = router.route(shared, id, input.bytes()).await;
+        let handled = match &mut input.desk {
+            Some(desk) => {
+                let Desk { buffer, router } = &mut **desk;
+                router.route(shared, id, &mut buffer[..input.filled]).await
+            }
+            // there was something to read, so there is one
+            None => continue,
+        };
         if let Some(malformed) = handled.fault {
             return End::Malformed(malformed);
         }
@@ -189,13 +195,13 @@ async fn read_loop(
     }
 }
 
-/// What a link has sent and nobody has looked at yet. While nothing arrives, the shared buffer goes back
-/// to the pool, and only the beginning of a frame is kept.
+/// What a link has sent and nobody has looked at yet. While nothing arrives, the desk goes back to the pool,
+/// and only the beginning of a frame is kept.
 struct Input<'p> {
     reader: &'p mut Reader,
-    pool: &'p BufferPool,
-    buffer: Option<Box<[u8]>>,
-    /// How many bytes of the buffer, or of `half` while there is none, are waiting.
+    pool: &'p DeskPool,
+    desk: Option<Box<Desk>>,
+    /// How many bytes of its buffer, or of `half` while there is none, are waiting.
     filled: usize,
     half: Vec<u8>,
 }
@@ -205,37 +211,33 @@ impl Input<'_> {
     /// always room: a frame is at most half a buffer long. Cancel-safe.
     async fn read(&mut self) -> io::Result<usize> {
         poll_fn(|context| {
-            let mut buffer = self.take_buffer();
-            let mut room = ReadBuf::new(&mut buffer[self.filled..]);
+            let mut desk = self.take_desk();
+            let mut room = ReadBuf::new(&mut desk.buffer[self.filled..]);
             let read = Pin::new(&mut *self.reader).poll_read(context, &mut room);
             let count = room.filled().len();
             if read.is_pending() {
-                self.half.extend_from_slice(&buffer[..self.filled]);
-                self.pool.put(buffer);
+                self.half.extend_from_slice(&desk.buffer[..self.filled]);
+                self.pool.put(desk);
                 return Poll::Pending;
             }
             self.filled += count;
-            self.buffer = Some(buffer);
+            self.desk = Some(desk);
             read.map_ok(|()| count)
         })
         .await
     }
 
-    fn take_buffer(&mut self) -> Box<[u8]> {
-        self.buffer.take().unwrap_or_else(|| {
-            let mut buffer = self.pool.take();
-            buffer[..self.filled].copy_from_slice(&std::mem::take(&mut self.half));
-            buffer
+    fn take_desk(&mut self) -> Box<Desk> {
+        self.desk.take().unwrap_or_else(|| {
+            let mut desk = self.pool.take();
+            desk.buffer[..self.filled].copy_from_slice(&std::mem::take(&mut self.half));
+            desk
         })
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
-        self.buffer.as_mut().map_or(&mut [], |buffer| &mut buffer[..self.filled])
-    }
-
     fn consume(&mut self, count: usize) {
-        if let Some(buffer) = &mut self.buffer {
-            buffer.copy_within(count..self.filled, 0);
+        if let Some(desk) = &mut self.desk {
+            desk.buffer.copy_within(count..self.filled, 0);
             self.filled -= count;
         }
     }
@@ -243,8 +245,8 @@ impl Input<'_> {
 
 impl Drop for Input<'_> {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.pool.put(buffer);
+        if let Some(desk) = self.desk.take() {
+            self.pool.put(desk);
         }
     }
 }

@@ -433,11 +433,12 @@ impl World {
         let (got, changes, greetings) = self.feed(from, &frames.concat(), cuts);
 
         let mut of: Vec<Vec<Got>> = vec![Vec::new(); frames.len()];
-        let mut last = 0;
+        let mut last = BTreeMap::new();
         for got in got {
             let number = number_of(&got).wrapping_sub(first) as usize;
-            assert!(number >= last, "the order is kept");
-            last = number;
+            let last = last.entry(got.to.index()).or_insert(0);
+            assert!(number >= *last, "the order is kept for each target");
+            *last = number;
             of[number].push(got);
         }
         self.model.events_changed = 0;

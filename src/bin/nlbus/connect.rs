@@ -12,6 +12,7 @@ use crate::tls::TlsArgs;
 
 /// Where the broker is.
 #[derive(Clone, Debug, Default, clap::Args)]
+// `nlbus ctl connect` is a group of that name already
 #[group(skip)]
 pub(crate) struct Connect {
     /// URL of the broker [default: tcp://127.0.0.1:9824].

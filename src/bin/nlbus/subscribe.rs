@@ -43,7 +43,8 @@ fn help() -> String {
     format!(
         "A loss is told in the JSON, in the other formats on standard error.\n{}\n\nExample:\n  \
          nlbus subscribe --group alerts -C 1 -W 60\n  \
-         nlbus subscribe --from route --key 4:16:0xfffc --format hex",
+         nlbus subscribe --from route --key 4:16:0xfffc --format hex\n  \
+         nlbus ctl subscribe --group alerts    # the same command",
         until::HELP
     )
 }

@@ -54,8 +54,8 @@ enum Command {
     #[command(after_help = example!("connect tls://hub.example --name hub"))]
     Connect {
         /// The other broker, as the broker reaches it.
-        #[arg(id = "far", value_name = "URL")]
-        far: BusUrl,
+        #[arg(value_name = "URL")]
+        target: BusUrl,
         /// What it shall be called [default: uplink, or uplink2 and so on].
         #[arg(long)]
         name: Option<String>,
@@ -77,8 +77,8 @@ enum Command {
     #[command(after_help = example!("serve unix:///run/nlbus-guests.sock"))]
     Serve {
         /// Where.
-        #[arg(id = "at", value_name = "URL")]
-        at: BusUrl,
+        #[arg(value_name = "URL")]
+        target: BusUrl,
         #[command(flatten)]
         files: Files,
         #[command(flatten)]
@@ -88,8 +88,8 @@ enum Command {
     #[command(after_help = example!("shutdown unix:///run/nlbus-guests.sock"))]
     Shutdown {
         /// Where, as `list listeners` prints it.
-        #[arg(id = "at", value_name = "URL")]
-        at: BusUrl,
+        #[arg(value_name = "URL")]
+        target: BusUrl,
         #[command(flatten)]
         to: Connect,
     },
@@ -180,10 +180,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     };
     let mut out = io::stdout();
     match args.command {
-        Command::Connect { far, name, files, to } => {
+        Command::Connect { target, name, files, to } => {
             let endpoint = reach(&to).await?;
             let files = files.tls();
-            let address = endpoint.connect_broker(&far, name.as_deref(), files.as_ref()).await?;
+            let address = endpoint.connect_broker(&target, name.as_deref(), files.as_ref()).await?;
             writeln!(out, "{address:#010x}")?;
         }
         Command::Disconnect { uplink, to } => {
@@ -191,10 +191,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
             let address = address_of(&endpoint, &uplink).await?;
             endpoint.disconnect_broker(address).await?;
         }
-        Command::Serve { at, files, to } => {
-            reach(&to).await?.listen(&at, files.tls().as_ref()).await?;
+        Command::Serve { target, files, to } => {
+            reach(&to).await?.listen(&target, files.tls().as_ref()).await?;
         }
-        Command::Shutdown { at, to } => reach(&to).await?.unlisten(&at).await?,
+        Command::Shutdown { target, to } => reach(&to).await?.unlisten(&target).await?,
         Command::Subscribe(args) => return subscribe::run(*args).await,
         Command::Discover { name, to } => {
             let address = reach(&to).await?.discover(&name).await?;

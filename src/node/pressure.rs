@@ -1,0 +1,38 @@
+//! Which links take things more slowly than they come, so that others get what several share.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::lock;
+use crate::broker::{Broker, LinkId};
+
+/// What has changed since the core was told.
+#[derive(Default)]
+pub(super) struct Pressure {
+    changed: AtomicBool,
+    links: Mutex<Vec<(LinkId, bool)>>,
+}
+
+impl Pressure {
+    /// Notes that a link has become slow, or has caught up.
+    pub(super) fn note(&self, link: LinkId, slow: bool) {
+        lock(&self.links).push((link, slow));
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Tells the core.
+    #[inline]
+    pub(super) fn tell(&self, broker: &mut Broker) {
+        if self.changed.load(Ordering::Acquire) {
+            self.tell_all(broker);
+        }
+    }
+
+    #[cold]
+    fn tell_all(&self, broker: &mut Broker) {
+        self.changed.store(false, Ordering::Release);
+        for (link, slow) in lock(&self.links).drain(..) {
+            broker.set_slow(link, slow);
+        }
+    }
+}
