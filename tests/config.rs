@@ -65,7 +65,8 @@ fn what_is_wrong_in_a_file_is_told_with_file_line_key_and_what_would_be_right() 
         run(nlbus(&["show", "link", "-u", "unix:///nowhere.sock", "--config", config]))
     };
     type Run<'a> = &'a dyn Fn(&str) -> Ended;
-    let table: [(Run<'_>, &str, &[&str]); 18] = [
+    let uplink = |line: &str| format!("[[uplink]]\nurl = \"tcp://a\"\n{line}");
+    let table: [(Run<'_>, &str, &[&str]); 31] = [
         (&serve, "\nlissten = []", &[":2: ", "`lissten`", "`listen`"]),
         (&serve, "url = \"tcp://a\"", &[":1: ", "`url`", "`listen`"]),
         (&serve, "listen = \"tcp://a\"", &[":1: listen: ", "a sequence"]),
@@ -89,6 +90,19 @@ fn what_is_wrong_in_a_file_is_told_with_file_line_key_and_what_would_be_right() 
             &["access.user: ", "two rows are for user 7"],
         ),
         (&serve, "netns = \"a", &[":1: ", "string"]),
+        (&serve, "name = 5", &[":1: name: ", "a string"]),
+        (&serve, "secret_file = []", &[":1: secret_file: ", "path string"]),
+        (&serve, "uplink = 5", &[":1: uplink: ", "a sequence"]),
+        (&serve, "\n[[uplink]]\nname = \"a\"", &[":2: uplink: ", "`url`"]),
+        (&serve, "[[uplink]]\nurl = \"ftp://a\"", &[":2: uplink.url: ", "ftp"]),
+        (&serve, "[[uplink]]\nurl = \"unix://x\"", &[":2: uplink.url: ", "absolute"]),
+        (&serve, &uplink("names = []"), &[":3: uplink: ", "`names`", "`export`"]),
+        (&serve, &uplink("name = 5"), &[":3: uplink.name: ", "a string"]),
+        (&serve, &uplink("export = \"a\""), &[":3: uplink.export: ", "a sequence"]),
+        (&serve, &uplink("write = [5]"), &[":3: uplink.write: ", "a string"]),
+        (&serve, &uplink("for_writers = \"a\""), &[":3: uplink.for_writers: ", "a boolean"]),
+        (&serve, &uplink("server_name = 5"), &[":3: uplink.server_name: ", "a string"]),
+        (&serve, &uplink("[uplink.tls]\ncrt = \"a\""), &[":4: uplink.tls: ", "`crt`", "`cert`"]),
         (&client, "listen = []", &[":1: ", "`listen`", "`url`"]),
         (&client, "timeout = 0", &[":1: timeout: ", "above 0"]),
         (&client, "server_name = []", &[":1: server_name: ", "a string"]),

@@ -71,6 +71,11 @@ pub enum Action {
         /// What to do.
         order: Order,
     },
+    /// The broker behind an uplink has answered its greeting.
+    Linked {
+        /// The uplink's address.
+        address: u32,
+    },
     /// Another broker did not do what this one asked of it: for the log.
     Refused {
         /// The other broker.

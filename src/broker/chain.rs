@@ -112,9 +112,15 @@ impl Broker {
         }
     }
 
-    /// Forgets an uplink; its link if that is up, to be closed. `None` if there is no such uplink.
+    /// Forgets an uplink; its link if there is one, greeted or not, to be closed. `None` if there is no such
+    /// uplink.
     pub fn remove_uplink(&mut self, address: u32) -> Option<Option<LinkId>> {
-        Some(self.uplinks.remove(address)?.link)
+        self.uplinks.remove(address)?;
+        let is_its = |id: &LinkId| {
+            let far = self.links.get(*id).and_then(|link| link.far.as_ref());
+            far.is_some_and(|far| far.uplink == Some(address))
+        };
+        Some(self.far_links.iter().copied().find(is_its))
     }
 
     /// Takes the link of an uplink in, and greets its broker. `None` if there is no such uplink any more, or
@@ -232,6 +238,7 @@ impl Broker {
         }
         let Some(uplink) = self.uplinks.get_mut(address) else { return };
         uplink.link = Some(id);
+        actions.push(Action::Linked { address });
         let (name, exports) = (uplink.kind.name.clone(), uplink.kind.exports.clone());
         let door = format!("{AT}{name}");
         // it has room: its name is there already

@@ -29,7 +29,7 @@ impl Node {
         let shared = Arc::clone(&self.shared);
         let busy = shared.busy.hold();
         let span = info_span!("listener", url = %bound);
-        let ended = self.shared.listening(url, &bound);
+        let ended = self.shared.listening(url, &bound, options);
         let url = bound.clone();
         let work = async move {
             let _busy = busy;
@@ -37,16 +37,20 @@ impl Node {
             let up =
                 lock(&shared.core).broker.link_up(LinkKind::datagram(access).peer(url.to_string()));
             let Some(id) = up else {
+                shared.not_listening(&url);
                 return warn!("as many links are up as may be");
             };
             info!("listening");
             tokio::select! {
                 () = receive(&shared, id, &socket) => {}
                 () = shared.stopped(Stop::Drain) => info!("closed"),
-                () = told(ended) => info!("closed"),
+                () = told(ended.clone()) => info!("closed"),
             }
             shared.not_listening(&url);
             link_down(&shared, id);
+            drop(socket);
+            // says that the socket is closed
+            drop(ended);
         };
         tokio::spawn(work.instrument(span));
         Ok(bound)

@@ -37,16 +37,19 @@ impl Node {
         let handshake_max = options.handshake_timeout;
         let first_frame_max = bound.is_tls().then_some(shared.options.first_frame_max);
         let span = info_span!("listener", url = %bound);
-        let ended = self.shared.listening(url, &bound);
+        let ended = self.shared.listening(url, &bound, options);
         let work = async move {
             let _busy = busy;
             info!("listening");
             tokio::select! {
                 () = accept_loop(&shared, &listener, handshake_max, first_frame_max) => {}
                 () = shared.stopped(Stop::Drain) => info!("closed"),
-                () = told(ended) => info!("closed"),
+                () = told(ended.clone()) => info!("closed"),
             }
             shared.not_listening(listener.local_url());
+            drop(listener);
+            // says that the socket is closed
+            drop(ended);
         };
         tokio::spawn(work.instrument(span));
         Ok(bound)
@@ -55,14 +58,21 @@ impl Node {
 
 impl Node {
     /// Listens no more at `url`, as it was asked for or as it was bound; whether it did. Links that came in
-    /// there live on.
-    pub fn unlisten(&self, url: &BusUrl) -> bool {
-        let mut listeners = lock(&self.shared.listeners);
+    /// there live on. When it returns, the socket is closed.
+    ///
+    /// Cancel-safe: dropped before it returns, the socket may be closed a little later.
+    pub async fn unlisten(&self, url: &BusUrl) -> bool {
         let text = url.to_string();
-        let found = listeners
-            .iter()
-            .position(|one| one.bound.to_string() == text || one.asked.to_string() == text);
-        found.map(|at| listeners.remove(at).end.send_replace(true)).is_some()
+        let found = {
+            let mut listeners = lock(&self.shared.listeners);
+            let is_it =
+                |one: &Listening| one.bound.to_string() == text || one.asked.to_string() == text;
+            listeners.iter().position(is_it).map(|at| listeners.remove(at))
+        };
+        let Some(Listening { end, .. }) = found else { return false };
+        end.send_replace(true);
+        end.closed().await;
+        true
     }
 
     /// The URLs that are listened at, with the ports that were bound.
@@ -73,9 +83,15 @@ impl Node {
 
 impl Shared {
     /// Notes that `bound` is listened at; what comes says when that has to end.
-    pub(super) fn listening(&self, asked: &BusUrl, bound: &BusUrl) -> watch::Receiver<bool> {
+    pub(super) fn listening(
+        &self,
+        asked: &BusUrl,
+        bound: &BusUrl,
+        options: &ListenOptions,
+    ) -> watch::Receiver<bool> {
         let (end, ended) = watch::channel(false);
-        let one = Listening { asked: asked.clone(), bound: bound.clone(), end };
+        let tls = options.tls.clone().filter(|_| bound.is_tls());
+        let one = Listening { asked: asked.clone(), bound: bound.clone(), tls, end };
         lock(&self.listeners).push(one);
         ended
     }

@@ -39,11 +39,13 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::broker::{self, Action, Broker, LinkId};
+use crate::transport::{TlsClient, TlsError, TlsServer};
 use crate::url::BusUrl;
 use pool::DeskPool;
 use pressure::Pressure;
 use route::Target;
 use spare::Spare;
+use uplink::FirstLink;
 
 /// Takes a lock; a panic of another holder leaves nothing half-done that is worth stopping for.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,8 +116,8 @@ struct Shared {
     hooks: Mutex<Vec<(LinkId, EventsHook)>>,
     /// Where it listens.
     listeners: Mutex<Vec<Listening>>,
-    /// The uplinks that are kept up, by their address; sending `true` ends one.
-    uplinks: Mutex<HashMap<u32, watch::Sender<bool>>>,
+    /// The uplinks that are kept up, by their address.
+    uplinks: Mutex<HashMap<u32, Linking>>,
     control: Mutex<ControlOptions>,
     /// Where commands for the program around the node go, if it takes any.
     instructions: Mutex<Option<mpsc::Sender<Instruction>>>,
@@ -136,8 +138,19 @@ struct Listening {
     asked: BusUrl,
     /// With the port that was bound.
     bound: BusUrl,
+    /// Where its certificates are from.
+    tls: Option<TlsServer>,
     /// Sending `true` ends it.
     end: watch::Sender<bool>,
+}
+
+/// An uplink that is kept up.
+struct Linking {
+    /// Where its certificates are from.
+    tls: Option<TlsClient>,
+    /// Sending `true` ends it.
+    end: watch::Sender<bool>,
+    first: watch::Sender<FirstLink>,
 }
 
 struct Core {
@@ -220,6 +233,23 @@ impl Node {
         lock(&self.shared.core).broker.set_secret(secret);
     }
 
+    /// Reads the certificates of all listeners and uplinks again, for connections to come, and those that
+    /// [`set_control`](Self::set_control) gave: an outcome for each that has some. One that cannot be used
+    /// stays as it was, and keeps no other from being read. Blocks while it reads the files.
+    pub fn reload_tls(&self) -> Vec<Result<(), TlsError>> {
+        let control = lock(&self.shared.control).clone();
+        let servers: Vec<_> = {
+            let listeners = lock(&self.shared.listeners);
+            listeners.iter().filter_map(|one| one.tls.clone()).chain(control.listen.tls).collect()
+        };
+        let clients: Vec<_> = {
+            let uplinks = lock(&self.shared.uplinks);
+            uplinks.values().filter_map(|one| one.tls.clone()).chain(control.dial.tls).collect()
+        };
+        let servers = servers.iter().map(TlsServer::reload);
+        servers.chain(clients.iter().map(TlsClient::reload)).collect()
+    }
+
     /// Every subsystem's name and address, those without a provider left out.
     pub fn subsystems(&self) -> Vec<(String, u32)> {
         let core = lock(&self.shared.core);
@@ -289,7 +319,10 @@ impl Core {
         let link = match action {
             Action::Send { to, .. } | Action::Gone { to, .. } => to,
             Action::Greeted { link } => link,
-            Action::EventsChanged | Action::Order { .. } | Action::Refused { .. } => return None,
+            Action::EventsChanged
+            | Action::Order { .. }
+            | Action::Linked { .. }
+            | Action::Refused { .. } => return None,
         };
         self.targets.get(link.index()).cloned().flatten()
     }

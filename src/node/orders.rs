@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, info_span};
 
 use super::route::Router;
-use super::uplink::UplinkOptions;
+use super::uplink::{FirstLink, UplinkOptions};
 use super::{Node, Shared, lock};
 use crate::broker::{Answer, Entry, LinkId, Order, OrderFiles, Refusal};
 use crate::transport::{
@@ -93,6 +93,8 @@ impl Shared {
                 Ok(None) => {}
                 Err(refusal) => tracing::info!(text = refusal.text, "not done"),
             }
+            // before the answer: who has it may send the next command at once
+            drop(permit);
             match outcome {
                 Ok(None) => {}
                 Ok(Some(answer)) => shared.reply(link, head, Ok(answer)).await,
@@ -132,8 +134,12 @@ impl Shared {
                 return Err(absent(format!("no link has the address {address:#010x}")));
             }
             Order::Serve { url, files } => self.serve(&url, files).await?,
-            Order::Shutdown { url } if self.node().unlisten(&url) => Answer::done(),
-            Order::Shutdown { url } => return Err(absent(format!("nobody listens at {url}"))),
+            Order::Shutdown { url } => {
+                if !self.node().unlisten(&url).await {
+                    return Err(absent(format!("nobody listens at {url}")));
+                }
+                Answer::done()
+            }
             Order::Listeners { from } => {
                 let urls = self.node().listeners();
                 Answer::piece(urls.iter().map(|url| Entry::named(url.to_string())), from)
@@ -184,7 +190,16 @@ impl Shared {
         }
         let stream = dial(url, &options.dial).await.map_err(|error| not_dialed(&error))?;
         options.name = name.unwrap_or_default();
-        self.uplink(url, options, Some(stream)).map(Answer::address)
+        let address = self.uplink(url, options, Some(stream))?;
+        let (errno, what) = match self.first_link(address).await {
+            FirstLink::Up => return Ok(Answer::address(address)),
+            FirstLink::Silent => (errno::ETIMEDOUT, "did not answer the greeting in time"),
+            FirstLink::Awaited | FirstLink::Lost => {
+                (errno::ECONNRESET, "ended the connection before it answered the greeting")
+            }
+        };
+        self.unlink(address);
+        Err(Refusal { errno, text: format!("{url} {what}") })
     }
 
     async fn serve(&self, url: &BusUrl, files: OrderFiles) -> Result<Answer, Refusal> {
@@ -240,6 +255,9 @@ fn not_dialed(error: &DialError) -> Refusal {
     let errno = match error {
         DialError::Timeout { .. } => errno::ETIMEDOUT,
         DialError::Unsupported { .. } => errno::EPROTONOSUPPORT,
+        DialError::TlsMissing { .. }
+        | DialError::ServerNameMissing { .. }
+        | DialError::InvalidServerName { .. } => errno::EINVAL,
         other => errno_of(other).unwrap_or(errno::EHOSTUNREACH),
     };
     Refusal { errno, text: error.to_string() }

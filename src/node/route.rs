@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::inbox::Inbox;
 use super::outbox::{Outbox, Pushed};
+use super::uplink::FirstLink;
 use super::{Shared, lock};
 use crate::broker::{Action, Actions, Broker, Delivery, Handled, LinkId, Source};
 use crate::wire::{EnvelopeHead, FRAME_MAX, Frames};
@@ -111,6 +112,7 @@ impl Router {
                     inbox.push_gone(address);
                 }
                 (Action::Order { link, head, order }, _) => shared.order(link, head, order),
+                (Action::Linked { address }, _) => shared.linked(address, FirstLink::Up),
                 (Action::Refused { link, text }, _) => refused(link, &text),
                 _ => {}
             }

@@ -11,7 +11,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 use super::listen::told;
 use super::route::Target;
 use super::socket::{Made, run_link};
-use super::{Node, Shared, Stop, lock};
+use super::{Linking, Node, Shared, Stop, lock};
 use crate::broker::{Access, Export, Names, Refusal, Rights, UplinkKind};
 use crate::transport::{DialOptions, Stream, dial};
 use crate::url::BusUrl;
@@ -31,6 +31,8 @@ pub struct UplinkOptions {
     pub access: Option<Access>,
     /// How its URL is reached.
     pub dial: DialOptions,
+    /// How long the other broker may take to answer the greeting before the link is closed. Default 5 s.
+    pub greeting_max: Duration,
     /// How long to wait before a lost link is made again, at first. Default 50 ms.
     pub pause_min: Duration,
     /// The same after many attempts; each pause is up to three times the one before, by chance, so that
@@ -46,17 +48,28 @@ impl Default for UplinkOptions {
             writes: false,
             access: None,
             dial: DialOptions::default(),
+            greeting_max: Duration::from_secs(5),
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(10),
         }
     }
 }
 
-/// How long the other broker may take to answer the greeting.
-const GREETING_MAX: Duration = Duration::from_secs(5);
-
 /// A link that lasted as long is a good one: after it the pauses begin anew.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
+
+/// What became of the first link of an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FirstLink {
+    /// Nothing yet.
+    Awaited,
+    /// The other broker has answered the greeting.
+    Up,
+    /// It was lost before that.
+    Lost,
+    /// The greeting was not answered in time.
+    Silent,
+}
 
 impl Node {
     /// Links this node to another broker, now and whenever the link is lost, until
@@ -93,7 +106,9 @@ impl Shared {
         };
         let address = lock(&self.core).broker.add_uplink(kind)?;
         let (end, ended) = watch::channel(false);
-        lock(&self.uplinks).insert(address, end);
+        let tls = options.dial.tls.clone().filter(|_| url.is_tls());
+        let first_link = watch::Sender::new(FirstLink::Awaited);
+        lock(&self.uplinks).insert(address, Linking { tls, end, first: first_link });
         let Some(shared) = self.this.upgrade() else { return Ok(address) };
         let busy = shared.busy.hold();
         let span =
@@ -110,9 +125,30 @@ impl Shared {
         Ok(address)
     }
 
+    /// How the first link of an uplink has come out. Later news is not for it.
+    pub(super) fn linked(&self, address: u32, now: FirstLink) {
+        if let Some(linking) = lock(&self.uplinks).get(&address) {
+            linking.first.send_if_modified(|first| {
+                let awaited = *first == FirstLink::Awaited;
+                if awaited {
+                    *first = now;
+                }
+                awaited
+            });
+        }
+    }
+
+    /// Waits until the first link of an uplink has come out. Cancel-safe.
+    pub(super) async fn first_link(&self, address: u32) -> FirstLink {
+        let first = lock(&self.uplinks).get(&address).map(|linking| linking.first.subscribe());
+        let Some(mut first) = first else { return FirstLink::Lost };
+        let out = first.wait_for(|first| *first != FirstLink::Awaited).await;
+        out.map_or(FirstLink::Lost, |first| *first)
+    }
+
     pub(super) fn unlink(&self, address: u32) -> bool {
-        let Some(end) = lock(&self.uplinks).remove(&address) else { return false };
-        end.send_replace(true);
+        let Some(linking) = lock(&self.uplinks).remove(&address) else { return false };
+        linking.end.send_replace(true);
         let target = {
             let mut core = lock(&self.core);
             let link = core.broker.remove_uplink(address).flatten();
@@ -151,7 +187,10 @@ async fn keep_up(
                 said = false;
                 let since = Instant::now();
                 let made = Made::Here { uplink: address, access: access.clone() };
-                run_link(shared, stream, made, Some(since + GREETING_MAX)).await;
+                run_link(shared, stream, made, Some(since + options.greeting_max)).await;
+                let silent = since.elapsed() >= options.greeting_max;
+                let lost = if silent { FirstLink::Silent } else { FirstLink::Lost };
+                shared.linked(address, lost);
                 if since.elapsed() >= GOOD_AFTER {
                     pauses = Pauses::new(options);
                 }

@@ -31,7 +31,7 @@ pub(crate) fn program() -> &'static str {
 }
 
 fn clean(command: &mut Command) {
-    for variable in ["URL", "CERT", "KEY", "CA", "SERVER_NAME", "LOG"] {
+    for variable in ["URL", "CERT", "KEY", "CA", "SERVER_NAME", "SECRET_FILE", "LOG"] {
         command.env_remove(format!("NLBUS_{variable}"));
     }
 }
@@ -119,6 +119,30 @@ impl Serve {
                 Err(error) => panic!("no {part:?} in the log: {error}"),
             }
         }
+    }
+
+    /// The lines of the log from where the last wait ended to one with this in it.
+    #[track_caller]
+    pub(crate) fn log_to(&self, part: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            match self.log.recv_timeout(HANG) {
+                Ok(line) if line.contains(part) => return lines,
+                Ok(line) => lines.push(line),
+                Err(error) => panic!("no {part:?} in the log: {error}"),
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself: its exit code.
+    pub(crate) fn wait(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// Ends it without any order.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Ends it in good order.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 pub(crate) mod bus;
+pub(crate) mod chain;
 pub(crate) mod fake;
 pub(crate) mod frames;
 pub(crate) mod peer;

@@ -91,7 +91,8 @@ impl Exit {
         match error {
             RequestError::Timeout { .. } => Some(Self::Timeout),
             RequestError::Lost(_) => Some(Self::Lost),
-            RequestError::Undeliverable { errno: errno::ENOENT, .. } => Some(Self::NotFound),
+            RequestError::Undeliverable { errno: errno::ENOENT, .. }
+            | RequestError::Refused { errno: errno::ENOENT, .. } => Some(Self::NotFound),
             RequestError::Refused { .. } | RequestError::Undeliverable { .. } => {
                 Some(Self::Refused)
             }

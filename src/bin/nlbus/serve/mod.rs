@@ -193,7 +193,9 @@ impl Server {
         let mut control = ControlOptions::default();
         control.listen = listen;
         control.insecure = self.settings.insecure;
-        control.dial.tls = self.settings.uplinks.iter().find_map(|uplink| uplink.tls.clone());
+        let uplinks = &self.settings.uplinks;
+        let linking = || uplinks.iter().find_map(|uplink| uplink.options.dial.tls.clone());
+        control.dial.tls = self.settings.client.clone().or_else(linking);
         self.node.set_control(control);
         self.node.set_secret(self.settings.secret.as_deref());
     }

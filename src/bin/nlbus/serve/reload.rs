@@ -27,18 +27,14 @@ impl Server {
 
     /// Whether there is any to read.
     async fn reload_certificates(&self) -> anyhow::Result<bool> {
-        let server = self.settings.tls.clone();
-        let clients: Vec<_> =
-            self.settings.uplinks.iter().filter_map(|uplink| uplink.tls.clone()).collect();
-        let any = server.is_some() || !clients.is_empty();
-        tokio::task::spawn_blocking(move || {
-            // one that is wrong keeps no other from being read
-            let server = server.map(|tls| tls.reload());
-            let clients: Vec<_> = clients.iter().map(|tls| tls.reload()).collect();
-            server.into_iter().chain(clients).collect::<Result<(), _>>()
-        })
-        .await??;
-        Ok(any)
+        let node = self.node.clone();
+        let outcomes = tokio::task::spawn_blocking(move || node.reload_tls()).await?;
+        let any = !outcomes.is_empty();
+        let failures = outcomes.into_iter().filter_map(Result::err);
+        let mut failures: Vec<_> = failures.map(|error| one_line(&error.into())).collect();
+        failures.sort();
+        failures.dedup();
+        if failures.is_empty() { Ok(any) } else { Err(anyhow::anyhow!(failures.join("; "))) }
     }
 
     async fn reload_access(&mut self) -> anyhow::Result<bool> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use nlbus::service::netlink::{KernelOptions, NETLINK_GENERIC, NETLINK_ROUTE};
-use nlbus::transport::{TlsServer, is_exposed};
+use nlbus::transport::{TlsClient, TlsServer, is_exposed};
 use nlbus::url::{BusUrl, TransportKind};
 
 use super::Args;
@@ -26,6 +26,8 @@ pub(super) struct Settings {
     pub(super) allow_write: bool,
     pub(super) insecure: bool,
     pub(super) tls: Option<TlsServer>,
+    /// For links to other brokers that are asked for later.
+    pub(super) client: Option<TlsClient>,
     pub(super) access: AccessRows,
     pub(super) secret_file: Option<PathBuf>,
     pub(super) secret: Option<Vec<u8>>,
@@ -58,10 +60,13 @@ impl Settings {
         for url in &urls {
             check_exposure(url, insecure).await?;
         }
-        let server = match urls.iter().find(|url| url.is_tls()) {
-            Some(url) => Some(TlsServer::load(args.tls.files(url, &tls)?)?),
-            None => None,
+        let files = match urls.iter().find(|url| url.is_tls()) {
+            Some(url) => Some(args.tls.files(url, &tls)?),
+            // listening and linking over TLS may be asked for later
+            None => urls.first().and_then(|url| args.tls.files(url, &tls).ok()),
         };
+        let server = files.clone().map(TlsServer::load).transpose()?;
+        let client = files.map(TlsClient::load).transpose()?;
         let node = args.name.or(name).unwrap_or_else(host_name);
         if node.is_empty()
             || node.contains(|c: char| c == '@' || c.is_whitespace() || c.is_control())
@@ -92,6 +97,7 @@ impl Settings {
             allow_write: args.allow_write || allow_write,
             insecure,
             tls: server,
+            client,
             access,
             secret_file,
             secret,

@@ -39,8 +39,6 @@ impl std::str::FromStr for Uplink {
 pub(super) struct UplinkSetting {
     pub(super) url: BusUrl,
     pub(super) options: UplinkOptions,
-    /// Where its certificates are from, if it has any.
-    pub(super) tls: Option<TlsClient>,
 }
 
 impl UplinkSetting {
@@ -54,7 +52,7 @@ impl UplinkSetting {
         let mut options = UplinkOptions::default();
         options.name = uplink.name;
         options.exports = exported(exports, &[], node);
-        Self { url: uplink.url, options, tls: None }.load(files)
+        Self { url: uplink.url, options }.load(files)
     }
 
     /// One of the configuration file.
@@ -84,7 +82,7 @@ impl UplinkSetting {
             true => args.files(url, tls),
             false => TlsArgs::default().files(url, &own),
         };
-        Self { url: table.url.0, options, tls: None }.load(files)
+        Self { url: table.url.0, options }.load(files)
     }
 
     /// Reads the certificates if the URL needs them.
@@ -93,8 +91,7 @@ impl UplinkSetting {
         files: impl FnOnce(&BusUrl) -> Result<TlsFiles, UsageError>,
     ) -> anyhow::Result<Self> {
         if self.url.is_tls() {
-            self.tls = Some(TlsClient::load(files(&self.url)?)?);
-            self.options.dial.tls.clone_from(&self.tls);
+            self.options.dial.tls = Some(TlsClient::load(files(&self.url)?)?);
             if self.url.host().is_none() && self.options.dial.server_name.is_none() {
                 let text = format!(
                     "{} has no host whose name its certificate could have: server_name is missing in \
