@@ -1,7 +1,7 @@
 //! Frames for one receiver: requests and pushes to a provider, answers to an asker.
 
 use super::action::{Actions, Delivery, Source};
-use super::link::{self, Carrier, LinkId};
+use super::link::{self, Carrier, Choice, LinkId};
 use super::open::Open;
 use super::subsystems::{Provider, Subsystems, Wanted};
 use super::{Access, Broker, Names, RETURN_BASE, has_gone_far};
@@ -18,7 +18,7 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
-        let Some(provider) = self.pick(from, &head) else {
+        let Some(provider) = self.pick(from, at, frame.len(), &head) else {
             return self.unreached(from, at, head, frame, actions);
         };
         let (to, port) = (provider.link, provider.port);
@@ -35,10 +35,11 @@ impl Broker {
             let text = "no return address left for this port";
             return self.bounce(from, head, frame, errno::ENOSPC, text, actions);
         };
-        let delivery = match head.flags & flag::ASK == 0 && self.subsystems.is_shared(head.dst) {
-            true if !is_part(frame) => Delivery::Share(head.dst),
-            _ => Delivery::Hold,
-        };
+        let delivery =
+            match head.flags & flag::ASK == 0 && self.subsystems.providers_len(head.dst) > 1 {
+                true if !is_part(frame) => Delivery::Share(head.dst),
+                _ => Delivery::Hold,
+            };
         EnvelopeHead::rewrite(frame, port, src);
         actions.send(to, Source::Input, at..at + frame.len(), delivery);
         self.counters.requests += 1;
@@ -123,11 +124,25 @@ impl Broker {
         }
     }
 
-    /// The provider that takes a frame; `None` if there is none, or none that this link may reach.
+    /// The provider that takes a frame of `length` bytes at `at`; `None` if there is none, or none that this
+    /// link may reach. Of what is pushed in one read each of several providers gets a run.
     #[inline]
-    fn pick(&mut self, from: LinkId, head: &EnvelopeHead) -> Option<Provider> {
-        let link = self.links.get(from)?;
+    fn pick(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        length: usize,
+        head: &EnvelopeHead,
+    ) -> Option<Provider> {
+        let (batch, batch_end) = (self.batch, self.batch_end);
         let pick = (head.dst, head.src, head.sequence);
+        let link = self.links.get_mut(from)?;
+        let choice = link.choice.filter(|c| c.batch == batch && c.subsystem == head.dst);
+        if let Some(choice) = choice
+            && choice.left == Choice::ALL
+        {
+            return Some(choice.provider);
+        }
         if let Some((last, provider)) = &link.last_pick
             && *last == pick
             && head.sequence != 0
@@ -135,9 +150,27 @@ impl Broker {
         {
             return Some(*provider);
         }
+        let pushed = head.flags & flag::ASK == 0;
+        if let Some(choice) = choice
+            && choice.left > 0
+            && pushed
+        {
+            link.choice = Some(Choice { left: choice.left - 1, ..choice });
+            link.last_pick = Some((pick, choice.provider));
+            return Some(choice.provider);
+        }
         let wanted = self.wanted(from, head.dst)?;
         let provider = self.subsystems.next_provider(head.dst, wanted, &self.links)?;
-        self.links.get_mut(from)?.last_pick = Some((pick, provider));
+        let left = match self.subsystems.providers_len(head.dst) {
+            1 => Choice::ALL,
+            count if pushed => (batch_end.saturating_sub(at) / length / count) as u32,
+            _ => 0,
+        };
+        let link = self.links.get_mut(from)?;
+        // this one is counted too
+        let left = if left == Choice::ALL { left } else { left.saturating_sub(1) };
+        link.choice = Some(Choice { batch, subsystem: head.dst, provider, left });
+        link.last_pick = Some((pick, provider));
         Some(provider)
     }
 

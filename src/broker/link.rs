@@ -77,6 +77,22 @@ impl LinkKind {
 /// What parts of one message have in common: `dst`, `src` and sequence number.
 pub(super) type Pick = (u32, u32, u32);
 
+/// The provider of a subsystem for one read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    /// Which read.
+    pub(super) batch: u64,
+    pub(super) subsystem: u32,
+    pub(super) provider: Provider,
+    /// How many more frames it takes.
+    pub(super) left: u32,
+}
+
+impl Choice {
+    /// Every frame: there is no other provider.
+    pub(super) const ALL: u32 = u32::MAX;
+}
+
 /// One link.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -98,6 +114,8 @@ pub(super) struct Link {
     /// The provider of the last request: what follows under the same number goes there too, for it may be
     /// another part of the same message.
     pub(super) last_pick: Option<(Pick, Provider)>,
+    /// The provider that goes on taking what comes in the same read.
+    pub(super) choice: Option<Choice>,
     /// What it has been asked and has not answered.
     pub(super) open: OpenRequests,
     /// How many names it provides.
@@ -126,6 +144,7 @@ impl Link {
             greeted: local,
             frame_max: if local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
             last_pick: None,
+            choice: None,
             open: OpenRequests::default(),
             ports: HashMap::new(),
             last_port: None,

@@ -86,6 +86,10 @@ pub struct Broker {
     subscriptions: Subscriptions,
     /// Counts broadcasts, so that a link gets each once.
     event: u64,
+    /// Counts reads, and what may change who provides what.
+    batch: u64,
+    /// Where the bytes of this read end.
+    batch_end: usize,
     /// What it is known by to other brokers.
     id: u32,
     /// Of the broadcasts that began here.
@@ -113,6 +117,8 @@ impl Broker {
             subsystems: Subsystems::default(),
             subscriptions: Subscriptions::default(),
             event: 0,
+            batch: 0,
+            batch_end: 0,
             id: id.get(),
             sequence: 0,
             uplinks: Uplinks::default(),
@@ -221,6 +227,8 @@ impl Broker {
         bytes: &mut [u8],
         actions: &mut Actions,
     ) -> Handled {
+        self.batch += 1;
+        self.batch_end = bytes.len();
         let mut frames = Frames::new(bytes, self.limits.frame_bytes_max);
         let mut consumed = 0;
         let mut fault = None;
@@ -266,6 +274,7 @@ impl Broker {
             self.handle_datagram(from, at, head, frame, actions);
         } else if head.flags & flag::CONTROL != 0 {
             self.counters.control += 1;
+            self.batch += 1;
             self.handle_control(from, head, frame, actions);
         } else if !link.access.rights.use_bus {
             self.counters.forbidden += 1;

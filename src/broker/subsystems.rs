@@ -192,11 +192,11 @@ impl Subsystems {
         Some(provider)
     }
 
-    /// Whether several provide `address`.
+    /// How many provide `address`.
     #[inline]
-    pub(super) fn is_shared(&self, address: u32) -> bool {
+    pub(super) fn providers_len(&self, address: u32) -> usize {
         let index = address.checked_sub(SUBSYSTEM_BASE).map(|index| index as usize);
-        index.and_then(|index| self.table.get(index)).is_some_and(|s| s.providers.len() > 1)
+        index.and_then(|index| self.table.get(index)).map_or(0, |s| s.providers.len())
     }
 
     /// Whether `provider` still provides `address`.

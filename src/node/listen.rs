@@ -145,7 +145,8 @@ async fn welcome(
     handshake_max: Duration,
     first_frame_by: Option<Instant>,
 ) {
-    let handshake = timeout(handshake_max, accepted.handshake());
+    // boxed, for it is long, and over before the link begins
+    let handshake = Box::pin(timeout(handshake_max, accepted.handshake()));
     let stream = tokio::select! {
         stream = handshake => stream,
         () = shared.stopped(Stop::Drain) => return,

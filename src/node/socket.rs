@@ -127,7 +127,8 @@ pub(super) async fn run_link(
 /// Reads and forgets until the peer closes. A socket that is closed with bytes unread, or gets some
 /// later, resets the connection, and what is on its way to the peer is lost.
 async fn discard(reader: &mut Reader) {
-    let mut bytes = [0; 1_024];
+    // not in the future: that lives as long as the link
+    let mut bytes = vec![0; 1_024];
     while reader.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
 }
 
