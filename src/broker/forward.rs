@@ -18,7 +18,7 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
-        let Some(provider) = self.pick(from, at, frame.len(), &head) else {
+        let Some(provider) = self.pick(from, at, &head) else {
             return self.unreached(from, at, head, frame, actions);
         };
         let (to, port) = (provider.link, provider.port);
@@ -124,22 +124,16 @@ impl Broker {
         }
     }
 
-    /// The provider that takes a frame of `length` bytes at `at`; `None` if there is none, or none that this
-    /// link may reach. Of what is pushed in one read each of several providers gets a run.
+    /// The provider that takes a frame at `at`; `None` if there is none, or none that this link may reach.
+    /// Of what is pushed in one read each of several providers gets a run.
     #[inline]
-    fn pick(
-        &mut self,
-        from: LinkId,
-        at: usize,
-        length: usize,
-        head: &EnvelopeHead,
-    ) -> Option<Provider> {
+    fn pick(&mut self, from: LinkId, at: usize, head: &EnvelopeHead) -> Option<Provider> {
         let (batch, batch_end) = (self.batch, self.batch_end);
         let pick = (head.dst, head.src, head.sequence);
         let link = self.links.get_mut(from)?;
         let choice = link.choice.filter(|c| c.batch == batch && c.subsystem == head.dst);
         if let Some(choice) = choice
-            && choice.left == Choice::ALL
+            && choice.until == Choice::ALL
         {
             return Some(choice.provider);
         }
@@ -152,6 +146,7 @@ impl Broker {
         }
         let pushed = head.flags & flag::ASK == 0;
         if let Some(choice) = choice
+            && at < choice.until
             && choice.left > 0
             && pushed
         {
@@ -161,15 +156,16 @@ impl Broker {
         }
         let wanted = self.wanted(from, head.dst)?;
         let provider = self.subsystems.next_provider(head.dst, wanted, &self.links)?;
-        let left = match self.subsystems.providers_len(head.dst) {
-            1 => Choice::ALL,
-            count if pushed => (batch_end.saturating_sub(at) / length / count) as u32,
-            _ => 0,
+        let run = match (self.subsystems.providers_len(head.dst), choice) {
+            (1, _) => Choice::ALL,
+            (_, Some(choice)) => choice.run,
+            (count, None) if pushed => batch_end.saturating_sub(at) / count,
+            (_, None) => 0,
         };
+        let until = at.saturating_add(run);
+        let left = Choice::RUN_FRAMES_MAX - 1;
         let link = self.links.get_mut(from)?;
-        // this one is counted too
-        let left = if left == Choice::ALL { left } else { left.saturating_sub(1) };
-        link.choice = Some(Choice { batch, subsystem: head.dst, provider, left });
+        link.choice = Some(Choice { batch, subsystem: head.dst, provider, run, until, left });
         link.last_pick = Some((pick, provider));
         Some(provider)
     }

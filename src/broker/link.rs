@@ -84,13 +84,20 @@ pub(super) struct Choice {
     pub(super) batch: u64,
     pub(super) subsystem: u32,
     pub(super) provider: Provider,
-    /// How many more frames it takes.
+    /// How many bytes of this read each provider takes before the next one does.
+    pub(super) run: usize,
+    /// It takes what begins before this place.
+    pub(super) until: usize,
+    /// At most so many more frames: bodies may differ in length.
     pub(super) left: u32,
 }
 
 impl Choice {
-    /// Every frame: there is no other provider.
-    pub(super) const ALL: u32 = u32::MAX;
+    /// Every byte: there is no other provider.
+    pub(super) const ALL: usize = usize::MAX;
+
+    /// How many frames a provider takes one after the other.
+    pub(super) const RUN_FRAMES_MAX: u32 = 32;
 }
 
 /// One link.

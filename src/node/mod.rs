@@ -6,6 +6,7 @@
 //! over only while the socket is full. See `ARCHITECTURE.md`, "One frame's way".
 
 mod access;
+mod backlog;
 mod datagram;
 mod framed;
 mod inbox;
@@ -188,7 +189,7 @@ impl Node {
             core: Mutex::new(Core { broker, targets: Vec::new() }),
             access: Mutex::default(),
             pool: DeskPool::new(options.spare_buffers_max),
-            spare: Arc::new(Spare::new(2 * options.spare_buffers_max)),
+            spare: Arc::new(Spare::new(16 * options.spare_buffers_max)),
             counters: Counters::default(),
             pressure: Arc::default(),
             hooks: Mutex::default(),

@@ -34,8 +34,8 @@ pub struct NodeOptions {
     /// How many commands that take sockets or files may be under way at once; a further one is answered with
     /// `EBUSY`. Default 64.
     pub orders_max: usize,
-    /// How many read buffers of 128 KiB are kept while nobody uses them, and twice as many pieces of room
-    /// for what waits at sockets, of up to 256 KiB. Default 16.
+    /// How many read buffers of 128 KiB are kept while nobody uses them, and sixteen times as
+    /// many pieces of 32 KiB for what waits at sockets. Default 16, so 10 MiB in all.
     pub spare_buffers_max: usize,
 }
 

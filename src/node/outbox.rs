@@ -4,15 +4,15 @@
 //! there and then, without a task switch. What it does not take is left to the link's writer task.
 //!
 //! ```text
-//! push → queue ──swap──▶ pending[at..] ──poll_write──▶ socket
+//! push → queue ──swap──▶ pending ──poll_write──▶ socket
 //! ```
 //!
-//! Invariant: `in_flight ≤ pending.len() - at` of the last time both were known, and
+//! Invariant: `in_flight` is `pending.len()` of the last time both were known, and
 //! `queue.len() + in_flight` is what the bound is about. A push is let in below the bound, so that it is
 //! passed by at most one run.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
@@ -21,6 +21,7 @@ use std::task::{Context, Poll, Waker, ready};
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 
+use super::backlog::{Backlog, SLICES_MAX};
 use super::lock;
 use super::pressure::Pressure;
 use super::spare::Spare;
@@ -29,7 +30,7 @@ use crate::wire::{EnvelopeHead, MessageBuilder, nlm};
 
 /// Runs from this length on are written without a copy where nothing waits before them. Below, it is cheaper
 /// to gather what one read has for a socket into one write.
-const THROUGH_BYTES_MIN: usize = 2_048;
+const THROUGH_BYTES_MIN: usize = 16 * 1024;
 
 /// What became of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub(crate) struct Outbox {
 
 #[derive(Default)]
 struct Queue {
-    bytes: Vec<u8>,
+    bytes: Backlog,
     /// Bytes that the socket side has taken over and not yet written.
     in_flight: usize,
     /// The writer has taken bytes that it may still hold: TLS keeps records that the socket has no room for.
@@ -76,10 +77,9 @@ struct Queue {
 
 struct Socket {
     writer: Box<dyn AsyncWrite + Send + Unpin>,
-    pending: Vec<u8>,
-    at: usize,
-    /// Where the current write ends, for a peer that wants whole frames in a write.
-    chunk_end: usize,
+    pending: Backlog,
+    /// What is left of the frame that is being written, for a peer that wants whole frames in a write.
+    frame_left: usize,
     /// The socket is full, and the writer task waits for it with its own waker.
     blocked: bool,
     /// Nothing more is to be written: goodbye is said, or the socket has failed.
@@ -97,9 +97,8 @@ impl Outbox {
             queue: Mutex::default(),
             socket: Mutex::new(Socket {
                 writer,
-                pending: Vec::new(),
-                at: 0,
-                chunk_end: 0,
+                pending: Backlog::default(),
+                frame_left: 0,
                 blocked: false,
                 over: false,
             }),
@@ -145,7 +144,7 @@ impl Outbox {
             Ok(socket) if self.greeted.load(Ordering::Relaxed) => socket,
             _ => return None,
         };
-        if socket.blocked || socket.over || socket.at < socket.pending.len() {
+        if socket.blocked || socket.over || !socket.pending.is_empty() {
             return None;
         }
         {
@@ -170,10 +169,7 @@ impl Outbox {
             _ => {}
         }
         // like any run, the rest may pass the bound
-        socket.pending.clear();
-        socket.pending.extend_from_slice(&run[written..]);
-        socket.at = 0;
-        socket.chunk_end = socket.pending.len();
+        socket.pending.append(&run[written..], false, &self.spare);
         socket.blocked = true;
         lock(&self.queue).in_flight = socket.pending.len();
         drop(socket);
@@ -206,12 +202,10 @@ impl Outbox {
         }
         if queue.shed > 0 {
             let shed = std::mem::take(&mut queue.shed);
-            queue.bytes.extend_from_slice(&overrun(shed));
+            queue.bytes.append(&overrun(shed), true, &self.spare);
         }
-        if queue.bytes.capacity() == 0 {
-            queue.bytes = self.spare.take();
-        }
-        queue.bytes.extend_from_slice(run);
+        let whole = !self.greeted.load(Ordering::Relaxed);
+        queue.bytes.append(run, whole, &self.spare);
         if waiting + run.len() >= self.bytes_max / 2 && !queue.slow {
             queue.slow = true;
             self.report(true);
@@ -288,7 +282,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         let mut queue = lock(&self.queue);
         queue.closed = true;
-        queue.bytes = Vec::new();
+        queue.bytes.clear(&self.spare);
         drop(queue);
         self.room.notify_waiters();
         self.work.notify_one();
@@ -341,16 +335,29 @@ impl Outbox {
     /// Writes until nothing is left or the socket is full.
     fn write_some(&self, socket: &mut Socket, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if socket.at == socket.pending.len() && !self.refill(socket) {
+            if socket.pending.is_empty() && !self.refill(socket) {
                 ready!(Pin::new(&mut socket.writer).poll_flush(context))?;
                 self.flushed();
                 return Poll::Ready(Ok(()));
             }
-            if socket.at >= socket.chunk_end {
-                socket.chunk_end = self.chunk_end(&socket.pending, socket.at);
+            let Socket { writer, pending, frame_left, .. } = &mut *socket;
+            // one that has not said HELLO takes what it reads for whole frames, and under TLS a record is what
+            // it reads
+            if *frame_left == 0 && !self.greeted.load(Ordering::Relaxed) {
+                *frame_left = frame_lengths(pending.front()).next().unwrap_or(0);
             }
-            let chunk = &socket.pending[socket.at..socket.chunk_end];
-            match Pin::new(&mut socket.writer).poll_write(context, chunk) {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let wrote = match pending.front() {
+                front if *frame_left > 0 => {
+                    let end = front.len().min(*frame_left);
+                    Pin::new(writer).poll_write(context, &front[..end])
+                }
+                _ => {
+                    let count = pending.slices(&mut slices);
+                    Pin::new(writer).poll_write_vectored(context, &slices[..count])
+                }
+            };
+            match wrote {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => {
                     socket.over = true;
@@ -361,8 +368,9 @@ impl Outbox {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Ready(Ok(written)) => {
-                    socket.at += written;
-                    self.account(socket.pending.len() - socket.at);
+                    socket.frame_left = socket.frame_left.saturating_sub(written);
+                    socket.pending.consume(written, &self.spare);
+                    self.account(socket.pending.len());
                 }
             }
         }
@@ -370,19 +378,12 @@ impl Outbox {
 
     /// Takes over what is queued; whether there was anything.
     fn refill(&self, socket: &mut Socket) -> bool {
-        socket.pending.clear();
-        socket.at = 0;
-        socket.chunk_end = 0;
         let mut queue = lock(&self.queue);
         if queue.bytes.is_empty() && queue.shed > 0 && !queue.closed {
             let shed = std::mem::take(&mut queue.shed);
-            queue.bytes.extend_from_slice(&overrun(shed));
+            queue.bytes.append(&overrun(shed), true, &self.spare);
         }
         if queue.bytes.is_empty() {
-            let room = std::mem::take(&mut queue.bytes);
-            drop(queue);
-            self.spare.put(room);
-            self.spare.put(std::mem::take(&mut socket.pending));
             return false;
         }
         std::mem::swap(&mut socket.pending, &mut queue.bytes);
@@ -413,16 +414,6 @@ impl Outbox {
         drop(queue);
         if left == 0 || left <= self.bytes_max / 2 {
             self.room.notify_waiters();
-        }
-    }
-
-    /// The end of the next write. A peer that has not said HELLO gets one whole frame at a time: it takes
-    /// what it reads for whole frames, and under TLS a record is what it reads.
-    fn chunk_end(&self, pending: &[u8], at: usize) -> usize {
-        let first = frame_lengths(&pending[at..]).next();
-        match first {
-            Some(length) if !self.greeted.load(Ordering::Relaxed) => at + length,
-            _ => pending.len(),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use super::lock;
 
-/// The longest piece of room that is kept, in bytes.
-const SPARE_BYTES_MAX: usize = 256 * 1024;
+/// The length of a piece of room in bytes.
+pub(super) const PIECE_BYTES: usize = 32 * 1024;
 
 /// Keeps at most `spare_max` pieces that nobody uses.
 #[derive(Debug)]
@@ -21,11 +21,11 @@ impl Spare {
 
     /// An empty piece.
     pub(super) fn take(&self) -> Vec<u8> {
-        lock(&self.pieces).pop().unwrap_or_default()
+        lock(&self.pieces).pop().unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES))
     }
 
     pub(super) fn put(&self, mut piece: Vec<u8>) {
-        if piece.capacity() == 0 || piece.capacity() > SPARE_BYTES_MAX {
+        if piece.capacity() != PIECE_BYTES {
             return;
         }
         piece.clear();
