@@ -45,7 +45,8 @@
 //! | [`transport`] | sockets: dial and listen by URL |
 //! | [`node`] | a broker with its sockets |
 //! | [`endpoint`] | what most programs hold: ask, be asked, broadcast, listen |
-//! | [`service`] | subsystems that come with the crate: the kernel |
+//! | [`store`] | where queues keep their messages: memory, SQLite |
+//! | [`service`] | subsystems that come with the crate: the kernel, queues |
 //!
 //! # The bus in five paragraphs
 //!
@@ -71,6 +72,7 @@ pub mod broker;
 pub mod endpoint;
 pub mod node;
 pub mod service;
+pub mod store;
 pub mod transport;
 pub mod url;
 pub mod wire;
