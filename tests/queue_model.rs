@@ -295,7 +295,7 @@ impl World {
                         self.held.insert(place.clone(), (session, self.now.after_ms(LEASE_MS)));
                     assert_eq!(before, None, "{place:?} was held already");
                 }
-                Effect::End { .. } => {}
+                Effect::End { .. } | Effect::Parked { .. } => {}
             }
         }
     }

@@ -195,6 +195,11 @@ impl Store {
         self.under_way < BATCHES_MAX
     }
 
+    /// Whether a batch is under way.
+    pub fn is_busy(&self) -> bool {
+        self.under_way > 0
+    }
+
     /// Hands a batch over. Does not wait.
     ///
     /// # Errors

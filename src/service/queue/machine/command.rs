@@ -171,6 +171,11 @@ pub enum Effect {
         /// The message.
         message: Delivery,
     },
+    /// A message waits for room; its answer may take long.
+    Parked {
+        /// Of the SEND.
+        token: u64,
+    },
     /// A subscription is over.
     End {
         /// Of the SUBSCRIBE.

@@ -30,6 +30,7 @@ impl Queue {
             consumers: BTreeMap::new(),
             turn: VecDeque::new(),
             parked: VecDeque::new(),
+            parked_bytes: 0,
             expiring: BTreeSet::new(),
             scheduled: None,
             dirty: false,
@@ -253,6 +254,8 @@ impl Machine {
             let (gone, stay): (Vec<_>, Vec<_>) =
                 queue.parked.drain(..).partition(|parked| parked.session == number);
             queue.parked = stay.into();
+            queue.parked_bytes -=
+                gone.iter().map(|parked| parked.send.record.len() as u64).sum::<u64>();
             for parked in gone {
                 let refusal = Refusal::new(errno::EPIPE, "the sender is gone");
                 self.refuse_send(parked.token, parked.send.send_id, refusal);

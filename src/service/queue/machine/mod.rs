@@ -61,6 +61,9 @@ pub const RECEIVE_BYTES_MAX: u64 = 1 << 20;
 /// Sends that wait for room in one queue.
 pub const PARKED_MAX: usize = 1_024;
 
+/// The same in bytes of messages.
+pub const PARKED_BYTES_MAX: u64 = 16 << 20;
+
 /// Subscriptions, waiting RECEIVEs and waiting TRACEs that one session may have, each.
 pub const WAITING_PER_SESSION_MAX: usize = 256;
 

@@ -30,6 +30,7 @@ pub(super) struct Queue {
     /// Who may be given the next message, in turn. Whoever is not in it has no room.
     pub(super) turn: VecDeque<Taker>,
     pub(super) parked: VecDeque<Parked>,
+    pub(super) parked_bytes: u64,
     pub(super) expiring: BTreeSet<(Time, u64)>,
     /// When the machine looks at it next.
     pub(super) scheduled: Option<Time>,

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::Machine;
-use super::command::{Answer, Refusal, Send, What};
+use super::command::{Answer, Effect, Refusal, Send, What};
 use super::queue::{Entry, Parked, Queue};
 use super::senders::Known;
 use super::shared::Waiter;
-use super::{Kind, PARKED_MAX};
+use super::{Kind, PARKED_BYTES_MAX, PARKED_MAX};
 use crate::service::queue::options::{Policy, QueueOptions};
 use crate::service::queue::protocol::with_dead_letter;
 use crate::store::{Op, SendId, StoreError, Stored, Time};
@@ -90,7 +90,11 @@ impl Machine {
         }
         if !queue.parked.is_empty() || !queue.has_room(length) {
             let waits = queue.creating || queue.options.policy == Policy::Block;
-            if waits && queue.parked.len() < PARKED_MAX {
+            let fits =
+                queue.parked.len() < PARKED_MAX && queue.parked_bytes + length <= PARKED_BYTES_MAX;
+            if waits && fits {
+                queue.parked_bytes += length;
+                shared.effects.push(Effect::Parked { token });
                 queue.parked.push_back(Parked { token, session, send });
                 self.sessions.entry(session).or_default().parking.insert(number);
                 return Ok(());
@@ -144,6 +148,7 @@ impl Machine {
             && queue.has_room(first.send.record.len() as u64)
             && let Some(parked) = queue.parked.pop_front()
         {
+            queue.parked_bytes -= parked.send.record.len() as u64;
             self.place(now, parked.session, Some(parked.token), number, parked.send);
         }
     }
