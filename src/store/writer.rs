@@ -1,7 +1,8 @@
 //! The thread that writes: it commits what has gathered, once, for all who wait.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -144,7 +145,9 @@ impl Writer {
             if fs::metadata(&self.ballast).is_ok_and(|found| found.len() == BALLAST_BYTES as u64) {
                 return Ok(());
             }
-            let mut file = File::create(&self.ballast)?;
+            let mut options = OpenOptions::new();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&self.ballast)?;
             file.write_all(&vec![0; BALLAST_BYTES])?;
             file.sync_all()
         };

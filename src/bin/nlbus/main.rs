@@ -10,6 +10,7 @@ mod monitor;
 mod publish;
 mod pull;
 mod push;
+mod queue;
 mod reply;
 mod request;
 mod serve;
@@ -50,6 +51,7 @@ enum Command {
     Reply(reply::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Queue(queue::Args),
     Decode(decode::Args),
     Demo(demo::Args),
 }
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Reply(args) => block_on(reply::run(args)),
         Command::Push(args) => block_on(push::run(args)),
         Command::Pull(args) => block_on(pull::run(args)),
+        Command::Queue(args) => block_on(queue::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

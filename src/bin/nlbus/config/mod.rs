@@ -42,6 +42,10 @@ pub(crate) struct ServeFile {
     pub(crate) netns: Option<String>,
     pub(crate) allow_write: bool,
     pub(crate) insecure: bool,
+    pub(crate) queues: bool,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) state_max: Option<u64>,
+    pub(crate) allow_shutdown: bool,
     pub(crate) tls: TlsKeys,
     pub(crate) access: AccessRows,
 }
@@ -71,6 +75,7 @@ impl ServeConfig {
         let mut file: ServeFile = read(path)?;
         let directory = directory(path);
         file.tls.settle(directory);
+        file.state = file.state.map(|state| directory.join(state));
         // a name of `ip netns` has no slash in it
         if let Some(netns) = file.netns.as_mut().filter(|netns| netns.contains('/')) {
             *netns = directory.join(&*netns).to_string_lossy().into_owned();

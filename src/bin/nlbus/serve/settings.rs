@@ -8,6 +8,7 @@ use nlbus::transport::TlsServer;
 use nlbus::url::{BusUrl, Host, TransportKind};
 
 use super::Args;
+use super::queues::QueuesArgs;
 use crate::config::{AccessRows, ServeConfig, ServeFile};
 use crate::connect::default_url;
 use crate::exit::UsageError;
@@ -24,13 +25,15 @@ pub(super) struct Settings {
     pub(super) allow_write: bool,
     pub(super) tls: Option<TlsServer>,
     pub(super) access: AccessRows,
+    pub(super) queues: QueuesArgs,
 }
 
 impl Settings {
     /// Puts them together, reads the certificates, and refuses what would be dangerous.
     pub(super) async fn new(args: Args) -> anyhow::Result<Self> {
-        let ServeFile { listen, subsystems, netns, allow_write, insecure, tls, access } =
-            args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
+        let file = args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
+        let queues = args.queues.or(&file)?;
+        let ServeFile { listen, subsystems, netns, allow_write, insecure, tls, access, .. } = file;
         let mut urls = args.urls;
         if urls.is_empty() {
             urls.extend(listen.into_iter().map(|url| url.0));
@@ -57,6 +60,7 @@ impl Settings {
             allow_write: args.allow_write || allow_write,
             tls,
             access,
+            queues,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Messages as they come, over one connection after another.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -61,6 +62,7 @@ pub struct Consumer {
     messages: mpsc::Receiver<Result<Message, QueueError>>,
     client: Client,
     consumer: Arc<std::sync::Mutex<Option<u32>>>,
+    generation: Arc<AtomicU64>,
 }
 
 impl Consumer {
@@ -81,11 +83,17 @@ impl Consumer {
             lease_ms: options.lease.map(millis),
         }));
         let consumer = Arc::default();
-        let mut stream = Stream { commands, messages, consumer: Arc::clone(&consumer) };
+        let generation = Arc::default();
+        let mut stream = Stream {
+            commands,
+            messages,
+            consumer: Arc::clone(&consumer),
+            generation: Arc::clone(&generation),
+        };
         let shared = Arc::clone(&client.shared);
         let (connection, answers) = stream.begin(&shared, 0).await?;
         tokio::spawn(stream.run(shared, connection, answers));
-        Ok(Self { messages: receiver, client: client.clone(), consumer })
+        Ok(Self { messages: receiver, client: client.clone(), consumer, generation })
     }
 
     /// The next message; `None` when the subscription has ended, as when its queue was destroyed.
@@ -94,7 +102,15 @@ impl Consumer {
     /// # Errors
     /// Why it ended; after that, `None`.
     pub async fn next(&mut self) -> Option<Result<Message, QueueError>> {
-        self.messages.recv().await
+        loop {
+            let next = self.messages.recv().await?;
+            // what came over an earlier connection is not held any more, and comes again
+            let stale =
+                |message: &Message| message.generation < self.generation.load(Ordering::Relaxed);
+            if !next.as_ref().is_ok_and(stale) {
+                return Some(next);
+            }
+        }
     }
 }
 
@@ -116,6 +132,8 @@ struct Stream {
     commands: Vec<Command>,
     messages: mpsc::Sender<Result<Message, QueueError>>,
     consumer: Arc<std::sync::Mutex<Option<u32>>>,
+    /// Of the last connection.
+    generation: Arc<AtomicU64>,
 }
 
 impl Stream {
@@ -183,6 +201,7 @@ impl Stream {
                 Ok(()) => return,
                 Err(QueueError::Lost) => {
                     let generation = connection.generation;
+                    self.generation.store(generation + 1, Ordering::Relaxed);
                     shared.connections.lost(generation);
                     match self.begin(&shared, generation).await {
                         Ok(begun) => {
