@@ -22,6 +22,12 @@ use crate::wire::{Header, Messages, errno};
 /// Frames that are taken in before their answers go out.
 const TURN_MAX: usize = 256;
 
+/// Messages that one request may have; what follows is refused.
+const MESSAGES_MAX: usize = 4_096;
+
+/// Requests to look, of one asker in one turn; further ones are refused.
+const LOOKS_MAX: u32 = 16;
+
 /// How queues are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -120,6 +126,7 @@ pub async fn serve(
         touched: Vec::new(),
         sessions: HashMap::new(),
         effects: Vec::new(),
+        looks: HashMap::new(),
         shutdown: options.allow_shutdown.then_some(shutdown),
     };
     let span = info_span!(parent: None, "queues", subsystem = options.name);
@@ -160,6 +167,8 @@ struct Service {
     touched: Vec<u32>,
     sessions: HashMap<u32, Session>,
     effects: Vec<Effect>,
+    /// Requests to look, by asker, in this turn.
+    looks: HashMap<u32, u32>,
     shutdown: Option<watch::Sender<bool>>,
 }
 
@@ -213,6 +222,7 @@ impl Service {
             self.machine.handle_stored(self.clock.now(), result);
         }
         let now = self.clock.now();
+        self.looks.clear();
         self.machine.handle_time(now);
         let mut effects = std::mem::take(&mut self.effects);
         self.machine.poll_effects(now, &mut effects);
@@ -260,7 +270,13 @@ impl Service {
             touched: true,
         };
         let mut waits = false;
-        for message in Messages::new(&body) {
+        for (count, message) in Messages::new(&body).enumerate() {
+            if count == MESSAGES_MAX {
+                let text = format!("a request has at most {MESSAGES_MAX} messages");
+                let refusal = Refusal { errno: errno::E2BIG, text };
+                frame.body.answer(0, &Answer::Refused(refusal));
+                break;
+            }
             let (sequence, asked) = match message {
                 Ok(message) => (message.header.sequence, parse_request(&message)),
                 Err(malformed) => {
@@ -269,7 +285,7 @@ impl Service {
                 }
             };
             let token = u64::from(number) << 32 | u64::from(sequence);
-            match asked.and_then(|asked| self.permit(asked, asks)) {
+            match asked.and_then(|asked| self.permit(asked, asker, asks)) {
                 Ok(Some(command)) => {
                     waits |= waits_long(&command);
                     frame.open += 1;
@@ -290,11 +306,20 @@ impl Service {
     }
 
     /// The command, if it is one and may be carried out.
-    fn permit(&self, asked: Asked, asks: bool) -> Result<Option<Command>, Refusal> {
+    fn permit(&mut self, asked: Asked, asker: u32, asks: bool) -> Result<Option<Command>, Refusal> {
         let refuse = |errno, text: &str| Err(Refusal { errno, text: text.to_owned() });
         match asked {
             Asked::Command(command) if waits_long(&command) && !asks => {
                 refuse(errno::EINVAL, "whoever takes messages has to ask")
+            }
+            Asked::Command(command) if looks(&command) => {
+                let looks = self.looks.entry(asker).or_default();
+                *looks += 1;
+                let unread = self.sessions.get(&asker).is_some_and(Session::is_behind);
+                if *looks > LOOKS_MAX || unread {
+                    return refuse(errno::EBUSY, "earlier answers are to be read first");
+                }
+                Ok(Some(command))
             }
             Asked::Command(command) => Ok(Some(command)),
             Asked::Shutdown => match &self.shutdown {
@@ -377,6 +402,11 @@ impl Service {
 /// Whether its answer is as long in coming as its asker likes.
 fn waits_long(command: &Command) -> bool {
     matches!(command, Command::Receive(_) | Command::Subscribe(_) | Command::Trace { .. })
+}
+
+/// Whether its answer may be long.
+fn looks(command: &Command) -> bool {
+    matches!(command, Command::List { .. } | Command::Diagnostics { .. } | Command::Trace { .. })
 }
 
 /// What has come in already.

@@ -1,5 +1,8 @@
 //! The way back to one asker: a task of its own, so that one that does not read delays nobody else.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use tokio::sync::mpsc;
 
 use crate::endpoint::{Request, RequestError, Responder};
@@ -8,6 +11,9 @@ use crate::wire::{FRAME_MAX, HEADER_LEN, Header, PAYLOAD_MAX, PAYLOAD_OFFSET, al
 /// Frames that wait for one asker. It has credit for fewer requests than that, and for fewer deliveries
 /// unless it asked for more than it reads; past it, it is taken to be gone.
 const WAITING_MAX: usize = 4_096;
+
+/// Bytes that wait for one asker, past which it may not look.
+const BEHIND_BYTES: usize = 8 << 20;
 
 /// What stands before the messages in a frame.
 pub(super) const BEFORE: usize = PAYLOAD_OFFSET + HEADER_LEN;
@@ -32,24 +38,34 @@ pub(super) struct Outgoing {
 /// The asker, as long as it has not gone.
 pub(super) struct Session {
     outgoing: mpsc::Sender<Outgoing>,
+    waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Session {
     pub(super) fn start() -> Self {
         let (outgoing, mut waiting) = mpsc::channel::<Outgoing>(WAITING_MAX);
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let bytes = Arc::clone(&waiting_bytes);
         tokio::spawn(async move {
             while let Some(outgoing) = waiting.recv().await {
+                bytes.fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
                 if let Err(error) = outgoing.send().await {
                     tracing::debug!(%error, "an asker is gone");
                 }
             }
         });
-        Self { outgoing }
+        Self { outgoing, waiting_bytes }
     }
 
     /// Sends a body without waiting: whether there was room.
     pub(super) fn offer(&self, outgoing: Outgoing) -> bool {
+        self.waiting_bytes.fetch_add(outgoing.bytes.len(), Ordering::Relaxed);
         self.outgoing.try_send(outgoing).is_ok()
+    }
+
+    /// Whether much waits for it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.waiting_bytes.load(Ordering::Relaxed) > BEHIND_BYTES
     }
 }
 

@@ -232,6 +232,32 @@ impl Client {
         self.send_command(send).await
     }
 
+    /// As [`send`](Self::send), for several messages to one queue, in their order: how each was taken in.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), for the first that was not taken in; others may have been.
+    pub async fn send_all(
+        &self,
+        queue: &str,
+        messages: impl IntoIterator<Item = OutMessage>,
+    ) -> Result<Vec<Sent>, QueueError> {
+        let mut answers = Vec::new();
+        for message in messages {
+            let (send, _) = self.to_send(queue, message);
+            let (job, answer) = Job::new(Task::Command(Command::Send(send)), false);
+            self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
+            answers.push(answer);
+        }
+        let mut all = Vec::with_capacity(answers.len());
+        for answer in answers {
+            match answer.await.map_err(|_| QueueError::Lost)??.pop() {
+                Some(Said::Sent(id, again)) => all.push(Sent { id, again }),
+                _ => return Err(QueueError::Nonsense),
+            }
+        }
+        Ok(all)
+    }
+
     /// As what the next message is known, should it be sent again.
     fn next_send_id(&self) -> SendId {
         let sequence = self.shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;

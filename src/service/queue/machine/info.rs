@@ -4,9 +4,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use super::Machine;
 use super::command::{Answer, BrokerInfo, EntryInfo, QueueInfo, Service};
 use super::queue::{Entry, Queue, Taker};
+use super::{LIST_MAX, Machine};
 use crate::store::Time;
 
 /// Messages that one DIAGNOSTICS shows of all queues.
@@ -14,7 +14,8 @@ const ENTRIES_MAX: usize = 4_096;
 
 impl Machine {
     pub(super) fn list(&self, prefix: &str, alive: bool) -> Answer {
-        let queues = self.with_prefix(prefix).filter(|queue| !alive || queue.is_alive());
+        let queues =
+            self.with_prefix(prefix).filter(|queue| !alive || queue.is_alive()).take(LIST_MAX);
         Answer::Queues(queues.map(Queue::info).collect())
     }
 
@@ -34,7 +35,7 @@ impl Machine {
             bytes: self.shared.bytes,
         };
         let mut left = ENTRIES_MAX;
-        let queues = self.with_prefix(prefix).map(|queue| {
+        let queues = self.with_prefix(prefix).take(LIST_MAX).map(|queue| {
             let mut info = queue.info();
             let entries = queue.entries.iter().take(left.min(entries_max as usize));
             info.entries = entries

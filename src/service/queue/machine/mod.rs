@@ -67,6 +67,12 @@ pub const PARKED_BYTES_MAX: u64 = 16 << 20;
 /// Subscriptions, waiting RECEIVEs and waiting TRACEs that one session may have, each.
 pub const WAITING_PER_SESSION_MAX: usize = 256;
 
+/// The most that one subscription may hold, in messages and in bytes, whatever it asks for.
+pub const CREDIT_MAX: (u32, u64) = (65_536, 16 << 20);
+
+/// Queues that one LIST or DIAGNOSTICS tells of.
+pub const LIST_MAX: usize = 10_000;
+
 /// Changes that one batch holds.
 const BATCH_MAX: usize = 256;
 
@@ -296,6 +302,7 @@ impl Machine {
         while let Some(&(deadline, number)) = self.deadlines.first()
             && deadline <= now
         {
+            self.deadlines.pop_first();
             self.end_receive(number, Answer::Done);
         }
         self.answer_tails(now);
@@ -320,8 +327,8 @@ impl Machine {
     }
 
     fn end_receive(&mut self, number: u32, answer: Answer) {
-        self.deadlines.retain(|(_, other)| *other != number);
         if let Some(receive) = self.shared.receives.remove(&number) {
+            self.deadlines.remove(&(receive.deadline, number));
             self.shared.answer(receive.token, answer);
             self.shared.finished.push(receive.end(number));
         }

@@ -392,6 +392,11 @@ impl Queue {
 
     /// Drops a message from all lanes, whoever holds it.
     pub(super) fn drop_entry(&mut self, id: u64, now: Time, shared: &mut Shared) {
+        self.take_out(id, What::Dropped, now, shared);
+    }
+
+    /// Takes a message out of all lanes, whoever holds it.
+    pub(super) fn take_out(&mut self, id: u64, what: What, now: Time, shared: &mut Shared) {
         let numbers: Vec<Option<u32>> =
             std::iter::once(None).chain(self.consumers.keys().copied().map(Some)).collect();
         for number in numbers {
@@ -400,10 +405,13 @@ impl Queue {
                 lane.ready.remove(&id);
             }
         }
-        self.counters.dropped += 1;
+        match what {
+            What::Acked => self.counters.acked += 1,
+            _ => self.counters.dropped += 1,
+        }
         if let Some(entry) = self.remove(id, shared) {
             let about = (entry.arrived, &entry.record);
-            shared.trace.push(now, What::Dropped, &self.name, (id, 0), about);
+            shared.trace.push(now, what, &self.name, (id, 0), about);
         }
     }
 

@@ -1,10 +1,10 @@
 //! Consumers: they subscribe or ask, hold messages, and are done with them or not.
 
-use super::command::{Answer, Effect, Receive, Refusal, Subscribe};
+use super::command::{Answer, Effect, Receive, Refusal, Subscribe, What};
 use super::lane::{Lane, Waiting};
 use super::queue::{Consumer, Queue, Taker};
 use super::shared::{Shared, Waits};
-use super::{Machine, RECEIVE_QUEUES_MAX, Tail, WAITING_PER_SESSION_MAX};
+use super::{CREDIT_MAX, Machine, RECEIVE_QUEUES_MAX, Tail, WAITING_PER_SESSION_MAX};
 use crate::service::queue::options::Mode;
 use crate::store::Time;
 use crate::wire::errno;
@@ -81,8 +81,8 @@ impl Machine {
             token,
             session,
             lease_ms: subscribe.lease_ms.unwrap_or(queue.options.lease_ms),
-            credit: subscribe.credit,
-            credit_bytes: subscribe.credit_bytes,
+            credit: subscribe.credit.min(CREDIT_MAX.0),
+            credit_bytes: subscribe.credit_bytes.min(CREDIT_MAX.1),
             held: 0,
             held_bytes: 0,
             resting: false,
@@ -147,6 +147,7 @@ impl Machine {
         let mut refusal = None;
         for id in ids {
             match queue.find(*id, session, force) {
+                Some(_) if force => queue.take_out(*id, What::Acked, now, shared),
                 Some(lane) => queue.ack(*id, lane, now, shared),
                 None => {
                     refusal.get_or_insert(queue.not_held(*id));
