@@ -86,6 +86,10 @@ async fn messages_come_in_order_with_all_that_was_sent_whatever_the_bytes() {
     for n in 0..5 {
         client.send("q", format!("job{n}").as_str()).await.unwrap();
     }
+    let many = (0..700).map(|n| OutMessage::new(vec![n as u8; 200]));
+    let sent = client.send_all("many", many.map(OutMessage::create)).await.unwrap();
+    let ids: Vec<_> = sent.iter().map(|sent| sent.id.unwrap()).collect();
+    assert_eq!(ids, (1..=700).collect::<Vec<u64>>());
     let long: Bytes = (0..3_000_000_u32).map(|n| n as u8).collect();
     client.send("q", long.clone()).await.unwrap();
     let messages = client.receive(&["q"], now()).await.unwrap();

@@ -21,7 +21,7 @@ fn put(key: u64, record: impl Into<Bytes>) -> Op {
         queue: 1,
         id: key + 10,
         arrived: Time(5),
-        expires: (key % 2 == 0).then_some(Time(u64::MAX >> 1)),
+        expires: key.is_multiple_of(2).then_some(Time(u64::MAX >> 1)),
         attempts: 0,
         send_id: Some(SendId { sender: 1 << 100, sequence: key }),
         record: record.into(),

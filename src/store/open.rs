@@ -17,18 +17,12 @@ use super::{BATCHES_MAX, Loaded, Place, Store};
 pub const DAMAGED_TEXT: &str = "damaged on disk";
 
 /// How a directory is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreOptions {
     /// The size that the database may have on disk, in bytes; past it messages are refused as when the
     /// disk is full. Its log can come on top, some 4 MiB. Default: as much as the disk has.
     pub bytes_max: Option<u64>,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self { bytes_max: None }
-    }
 }
 
 impl StoreOptions {

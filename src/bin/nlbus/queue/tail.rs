@@ -55,7 +55,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     print(&args, &events, &mut out)?;
-    while args.follow {
+    if !args.follow {
+        return Ok(Exit::Ok);
+    }
+    loop {
         let asked = client.trace(from, WAIT, &args.prefix);
         let (next, events) = tokio::select! {
             answer = asked => answer?,
@@ -70,7 +73,6 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
         print(&args, &events, &mut out)?;
         from = next;
     }
-    Ok(Exit::Ok)
 }
 
 fn print(args: &Args, events: &[Event], out: &mut impl Write) -> io::Result<()> {

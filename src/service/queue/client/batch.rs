@@ -14,7 +14,7 @@ use crate::endpoint::RequestOptions;
 const BATCH_MAX: usize = 256;
 
 /// Bytes past which no further request is put into a frame.
-const BATCH_BYTES: usize = 48 << 10;
+pub(super) const BATCH_BYTES: usize = 48 << 10;
 
 /// Frames of which the answers are still to come.
 const UNDER_WAY_MAX: usize = 512;
@@ -27,6 +27,8 @@ type Answer = Result<Vec<Said>, QueueError>;
 /// What is asked for.
 pub(super) enum Task {
     Command(Command),
+    /// Several sends; what is said of each, in their order.
+    Sends(Vec<Command>),
     Shutdown,
 }
 
@@ -36,13 +38,17 @@ pub(super) struct Job {
     /// Its answer has several messages, and an end.
     many: bool,
     said: Vec<Said>,
+    /// Sends without an answer.
+    open: usize,
     answer: Option<oneshot::Sender<Answer>>,
 }
 
 impl Job {
     pub(super) fn new(task: Task, many: bool) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, receiver) = oneshot::channel();
-        (Self { task, many, said: Vec::new(), answer: Some(answer) }, receiver)
+        let mut job = Self { task, many, said: Vec::new(), open: 0, answer: Some(answer) };
+        job.reset();
+        (job, receiver)
     }
 
     fn is_open(&self) -> bool {
@@ -55,7 +61,22 @@ impl Job {
         }
     }
 
-    fn take(&mut self, said: Said) {
+    /// Before it is asked, for the first time or again.
+    fn reset(&mut self) {
+        self.said.clear();
+        if let Task::Sends(sends) = &self.task {
+            self.open = sends.len();
+            self.said.resize(sends.len(), Said::Done);
+        }
+    }
+
+    /// How many messages it has.
+    fn len(&self) -> usize {
+        if let Task::Sends(sends) = &self.task { sends.len() } else { 1 }
+    }
+
+    /// `at`: which of its messages is answered.
+    fn take(&mut self, at: usize, said: Said) {
         match said {
             Said::Refused(refusal) => {
                 let (errno, text) = (refusal.errno, refusal.text);
@@ -64,6 +85,16 @@ impl Job {
             Said::Done if self.many => {
                 let said = std::mem::take(&mut self.said);
                 self.finish(Ok(said));
+            }
+            said if matches!(self.task, Task::Sends(_)) => {
+                if let Some(place) = self.said.get_mut(at) {
+                    *place = said;
+                }
+                self.open = self.open.saturating_sub(1);
+                if self.open == 0 {
+                    let said = std::mem::take(&mut self.said);
+                    self.finish(Ok(said));
+                }
             }
             said if self.many => self.said.push(said),
             said => self.finish(Ok(vec![said])),
@@ -74,6 +105,7 @@ impl Job {
     fn is_repeatable(&self) -> bool {
         match &self.task {
             Task::Shutdown => false,
+            Task::Sends(_) => true,
             Task::Command(command) => !matches!(
                 command,
                 Command::Ack { .. }
@@ -122,9 +154,17 @@ pub(super) async fn run(connections: Arc<Connections>, mut jobs: mpsc::Receiver<
 /// About how long a request is, in bytes.
 fn length(job: &Job) -> usize {
     match &job.task {
-        Task::Command(Command::Send(send)) => send.record.len() + send.queue.len() + 100,
+        Task::Command(command) if matches!(command, Command::Send(_)) => send_length(command),
+        Task::Sends(sends) => sends.iter().map(send_length).sum(),
         Task::Command(Command::Ack { ids, .. }) => ids.len() * 8 + 100,
         _ => 200,
+    }
+}
+
+fn send_length(command: &Command) -> usize {
+    match command {
+        Command::Send(send) => send.record.len() + send.queue.len() + 100,
+        _ => 100,
     }
 }
 
@@ -149,7 +189,7 @@ async fn see_to(connections: &Connections, mut batch: Vec<Job>) {
             job.finish(Err(QueueError::Lost));
         }
         batch.retain(Job::is_open);
-        batch.iter_mut().for_each(|job| job.said.clear());
+        batch.iter_mut().for_each(Job::reset);
         if batch.is_empty() {
             return;
         }
@@ -163,18 +203,30 @@ async fn exchange(
     batch: &mut [Job],
 ) -> Result<(), QueueError> {
     let mut body = Body::default();
-    for (sequence, job) in batch.iter().enumerate() {
+    // the first number of each job, ascending
+    let mut firsts = Vec::with_capacity(batch.len());
+    let mut next = 0;
+    for job in batch.iter() {
+        firsts.push(next);
         match &job.task {
-            Task::Command(command) => emit_command(command, sequence as u32, &mut body),
-            Task::Shutdown => emit_shutdown(sequence as u32, &mut body),
+            Task::Command(command) => emit_command(command, next as u32, &mut body),
+            Task::Sends(sends) => {
+                for (at, command) in sends.iter().enumerate() {
+                    emit_command(command, (next + at) as u32, &mut body);
+                }
+            }
+            Task::Shutdown => emit_shutdown(next as u32, &mut body),
         }
+        next += job.len();
     }
     let options = RequestOptions::default().deadline(None).message_bytes_max(ANSWER_BYTES_MAX);
     let mut answers = connection.endpoint.ask_with(name, body.as_bytes(), options).await?;
     while let Some(answer) = answers.next().await {
         let read = read_answers(&answer?, |sequence, said| {
-            if let Some(job) = batch.get_mut(sequence as usize) {
-                job.take(said);
+            let sequence = sequence as usize;
+            let at = firsts.partition_point(|first| *first <= sequence).saturating_sub(1);
+            if let Some(job) = batch.get_mut(at) {
+                job.take(sequence - firsts[at], said);
             }
         });
         read.map_err(|_| QueueError::Nonsense)?;

@@ -34,6 +34,9 @@ use rpc::Calls;
 /// Requests of one client that wait to be put together.
 const JOBS_MAX: usize = 1_024;
 
+/// Messages of one [`Client::send_all`] that go out together.
+const SENDS_MAX: usize = 256;
+
 /// A client of the queues of one broker.
 ///
 /// Clones are the same client: one session, that is, one owner of transient queues and of messages that
@@ -241,18 +244,29 @@ impl Client {
         queue: &str,
         messages: impl IntoIterator<Item = OutMessage>,
     ) -> Result<Vec<Sent>, QueueError> {
+        let mut all = Vec::new();
+        let mut messages = messages.into_iter().peekable();
         let mut answers = Vec::new();
-        for message in messages {
-            let (send, _) = self.to_send(queue, message);
-            let (job, answer) = Job::new(Task::Command(Command::Send(send)), false);
+        while messages.peek().is_some() {
+            let (mut part, mut length) = (Vec::new(), 0);
+            while part.len() < SENDS_MAX
+                && length < batch::BATCH_BYTES
+                && let Some(message) = messages.next()
+            {
+                let (send, _) = self.to_send(queue, message);
+                length += send.record.len();
+                part.push(Command::Send(send));
+            }
+            let (job, answer) = Job::new(Task::Sends(part), false);
             self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
             answers.push(answer);
         }
-        let mut all = Vec::with_capacity(answers.len());
         for answer in answers {
-            match answer.await.map_err(|_| QueueError::Lost)??.pop() {
-                Some(Said::Sent(id, again)) => all.push(Sent { id, again }),
-                _ => return Err(QueueError::Nonsense),
+            for said in answer.await.map_err(|_| QueueError::Lost)?? {
+                match said {
+                    Said::Sent(id, again) => all.push(Sent { id, again }),
+                    _ => return Err(QueueError::Nonsense),
+                }
             }
         }
         Ok(all)

@@ -59,7 +59,7 @@ impl Senders {
     }
 
     pub(super) fn judge(&self, send_id: SendId) -> Known {
-        if self.under_way.contains_key(&send_id) {
+        if !self.under_way.is_empty() && self.under_way.contains_key(&send_id) {
             return Known::UnderWay;
         }
         let sender = self.senders.get(&send_id.sender);
@@ -77,7 +77,7 @@ impl Senders {
 
     /// It is on its way from now on.
     pub(super) fn start(&mut self, send_id: SendId) {
-        self.under_way.insert(send_id, Vec::new());
+        self.under_way.entry(send_id).or_default();
     }
 
     /// `token` waits for what becomes of it too.

@@ -26,7 +26,7 @@ impl Machine {
     pub(super) fn send(&mut self, now: Time, session: u32, token: u64, send: Send) {
         if let Some(send_id) = send.send_id {
             match self.senders.judge(send_id) {
-                Known::New => self.senders.start(send_id),
+                Known::New => {}
                 Known::UnderWay => return self.senders.join(send_id, token),
                 Known::Before(place) => {
                     let answer = Answer::Sent { id: place.map(|place| place.id), again: true };
@@ -94,6 +94,9 @@ impl Machine {
                 queue.parked.len() < PARKED_MAX && queue.parked_bytes + length <= PARKED_BYTES_MAX;
             if waits && fits {
                 queue.parked_bytes += length;
+                if let Some(send_id) = send.send_id {
+                    self.senders.start(send_id);
+                }
                 shared.effects.push(Effect::Parked { token });
                 queue.parked.push_back(Parked { token, session, send });
                 self.sessions.entry(session).or_default().parking.insert(number);
@@ -128,6 +131,8 @@ impl Machine {
         if !queue.durable {
             queue.admit(id, 0, &mut self.shared);
             self.answer_sent(token, send_id, number, id);
+        } else if let Some(send_id) = send_id {
+            self.senders.start(send_id);
         }
     }
 

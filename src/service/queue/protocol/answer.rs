@@ -180,6 +180,8 @@ impl Body {
 /// # Errors
 /// Where the bytes make no sense, to `said` for what stands before.
 pub fn read_answers(body: &Bytes, mut said: impl FnMut(u32, Said)) -> Result<(), Malformed> {
+    // messages of one queue usually follow each other
+    let mut last: Arc<str> = "".into();
     for message in Messages::new(body) {
         let message = message?;
         match message.header.kind {
@@ -195,7 +197,7 @@ pub fn read_answers(body: &Bytes, mut said: impl FnMut(u32, Said)) -> Result<(),
                 said(error.request.sequence, answer);
             }
             QUEUE_TYPE => {
-                if let Some(answer) = read(body, &message)? {
+                if let Some(answer) = read(body, &message, &mut last)? {
                     said(message.header.sequence, answer);
                 }
             }
@@ -206,12 +208,16 @@ pub fn read_answers(body: &Bytes, mut said: impl FnMut(u32, Said)) -> Result<(),
 }
 
 /// What is not known is passed over: a later version may say more.
-fn read(body: &Bytes, message: &Message<'_>) -> Result<Option<Said>, Malformed> {
+fn read(
+    body: &Bytes,
+    message: &Message<'_>,
+    last: &mut Arc<str>,
+) -> Result<Option<Said>, Malformed> {
     let Some((&[command, ..], region)) = message.body().split_first_chunk::<4>() else {
         return Ok(None);
     };
     if command == cmd::MESSAGE {
-        return read_message(body, region).map(|message| Some(Said::Message(message)));
+        return read_message(body, region, last).map(|message| Some(Said::Message(message)));
     }
     let mut found = Found::default();
     for attribute in Attributes::new(region, 0) {
@@ -232,9 +238,9 @@ fn read(body: &Bytes, message: &Message<'_>) -> Result<Option<Said>, Malformed> 
     }))
 }
 
-fn read_message(body: &Bytes, region: &[u8]) -> Result<Delivery, Malformed> {
+fn read_message(body: &Bytes, region: &[u8], last: &mut Arc<str>) -> Result<Delivery, Malformed> {
     let mut delivery = Delivery {
-        queue: "".into(),
+        queue: Arc::clone(last),
         id: 0,
         attempt: 0,
         arrived: Time(0),
@@ -247,7 +253,12 @@ fn read_message(body: &Bytes, region: &[u8]) -> Result<Delivery, Malformed> {
         let Some(attribute) = attributes.next() else { break };
         let attribute = attribute?;
         match attribute.kind {
-            attr::QUEUE => delivery.queue = text(attribute.payload).into(),
+            attr::QUEUE => {
+                if last.as_bytes() != attribute.payload {
+                    *last = text(attribute.payload).into();
+                }
+                delivery.queue = Arc::clone(last);
+            }
             attr::ID => delivery.id = number(attribute.payload),
             attr::ATTEMPT => delivery.attempt = number(attribute.payload) as u32,
             attr::ARRIVED => delivery.arrived = Time(number(attribute.payload)),

@@ -24,13 +24,14 @@ pub enum Asked {
 /// Attributes of a request as they came.
 #[derive(Default)]
 struct Fields<'a> {
-    queues: Vec<&'a [u8]>,
+    queue: Option<&'a [u8]>,
+    further: Vec<&'a [u8]>,
     ids: &'a [u8],
     sender: Option<&'a [u8]>,
     sequence: u64,
     ttl: Option<u64>,
     reply_to: Option<&'a [u8]>,
-    record: Vec<u8>,
+    record: Record<'a>,
     kind: u64,
     options: Option<QueueOptions>,
     lease: Option<u64>,
@@ -44,25 +45,59 @@ struct Fields<'a> {
     from: u64,
 }
 
+/// The attributes of a record: one piece of the request, as our clients send it, or put together.
+#[derive(Default)]
+struct Record<'a> {
+    piece: &'a [u8],
+    joined: Vec<u8>,
+}
+
+impl<'a> Record<'a> {
+    /// Adds an attribute with its padding, of which the last in a message may have none.
+    fn add(&mut self, attribute: &'a [u8], length: usize) {
+        if self.piece.is_empty() && self.joined.is_empty() {
+            self.piece = attribute;
+            return;
+        }
+        let mut before = std::mem::take(&mut self.joined);
+        before.extend_from_slice(std::mem::take(&mut self.piece));
+        before.extend_from_slice(attribute);
+        before.resize(before.len() + attribute_len(length) - attribute.len(), 0);
+        self.joined = before;
+    }
+
+    fn bytes(self) -> Bytes {
+        if self.joined.is_empty() { Bytes::copy_from_slice(self.piece) } else { self.joined.into() }
+    }
+}
+
 impl<'a> Fields<'a> {
     fn read(message: &Message<'a>) -> Result<Self, Refusal> {
         let mut fields = Self::default();
         let region = &message.body()[4..];
-        for attribute in Attributes::new(region, 20) {
+        let mut attributes = Attributes::new(region, 0);
+        loop {
+            let at = attributes.offset();
+            let Some(attribute) = attributes.next() else { break };
             let attribute =
                 attribute.map_err(|malformed| invalid(format!("malformed {malformed}")))?;
-            fields.take(attribute, region.len())?;
+            if is_of_record(attribute.kind) {
+                if attribute.kind == attr::REPLY_TO {
+                    fields.reply_to = Some(attribute.payload);
+                }
+                let end = attributes.offset();
+                fields.record.add(&region[at..end], attribute.payload.len());
+            } else {
+                fields.take(attribute)?;
+            }
         }
         Ok(fields)
     }
 
-    fn take(
-        &mut self,
-        Attribute { kind, payload }: Attribute<'a>,
-        all: usize,
-    ) -> Result<(), Refusal> {
+    fn take(&mut self, Attribute { kind, payload }: Attribute<'a>) -> Result<(), Refusal> {
         match kind {
-            attr::QUEUE => self.queues.push(payload),
+            attr::QUEUE if self.queue.is_none() => self.queue = Some(payload),
+            attr::QUEUE => self.further.push(payload),
             attr::ID => self.ids = payload,
             attr::SENDER => self.sender = Some(payload),
             attr::SEQUENCE => self.sequence = number(payload),
@@ -76,19 +111,6 @@ impl<'a> Fields<'a> {
             attr::PREFIX => self.prefix = payload,
             attr::PAYLOAD_MAX => self.payload_max = number(payload),
             attr::FROM => self.from = number(payload),
-            _ if is_of_record(kind) => {
-                if kind == attr::REPLY_TO {
-                    self.reply_to = Some(payload);
-                }
-                if self.record.is_empty() {
-                    self.record.reserve(all);
-                }
-                let word = (payload.len() as u32 + 4) | u32::from(kind) << 16;
-                self.record.extend_from_slice(&word.to_le_bytes());
-                self.record.extend_from_slice(payload);
-                let padded = self.record.len() + attribute_len(payload.len()) - 4 - payload.len();
-                self.record.resize(padded, 0);
-            }
             _ => {
                 if kind == attr::LEASE {
                     self.lease = Some(number(payload));
@@ -102,10 +124,10 @@ impl<'a> Fields<'a> {
     }
 
     fn queue(&self) -> Result<String, Refusal> {
-        match self.queues.as_slice() {
-            [name] => name_of(name),
-            [] => Err(invalid("the name of the queue is missing")),
-            _ => Err(invalid("there is more than one queue")),
+        match self.queue {
+            Some(name) if self.further.is_empty() => name_of(name),
+            None => Err(invalid("the name of the queue is missing")),
+            Some(_) => Err(invalid("there is more than one queue")),
         }
     }
 
@@ -133,7 +155,7 @@ impl<'a> Fields<'a> {
         let prefix = || name_of(self.prefix);
         Ok(Asked::Command(match command {
             cmd::CREATE => Command::Create(Create {
-                queue: if self.queues.is_empty() { None } else { Some(self.queue()?) },
+                queue: if self.queue.is_none() { None } else { Some(self.queue()?) },
                 kind: if self.kind == 1 { Kind::Transient } else { Kind::Persistent },
                 exclusive: self.has(flag::EXCLUSIVE),
                 options: self.options,
@@ -148,10 +170,15 @@ impl<'a> Fields<'a> {
                 send_id: self.send_id()?,
                 ttl_ms: self.ttl,
                 reply_to: self.reply_to.map(name_of).transpose()?,
-                record: shrunk(self.record),
+                record: self.record.bytes(),
             }),
             cmd::RECEIVE => Command::Receive(Receive {
-                queues: self.queues.iter().map(|name| name_of(name)).collect::<Result<_, _>>()?,
+                queues: self
+                    .queue
+                    .iter()
+                    .chain(&self.further)
+                    .map(|name| name_of(name))
+                    .collect::<Result<_, _>>()?,
                 messages_max: count(1),
                 timeout_ms: self.timeout,
                 lease_ms: self.lease,
@@ -322,12 +349,6 @@ fn name_of(value: &[u8]) -> Result<String, Refusal> {
     let value = value.strip_suffix(&[0]).unwrap_or(value);
     let name = str::from_utf8(value).map_err(|_| invalid("a name is not UTF-8"))?;
     Ok(name.to_owned())
-}
-
-/// Without the room that other attributes left.
-fn shrunk(mut record: Vec<u8>) -> Bytes {
-    record.shrink_to_fit();
-    record.into()
 }
 
 fn invalid(text: impl Into<String>) -> Refusal {
