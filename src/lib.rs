@@ -45,9 +45,10 @@
 //! | [`transport`] | sockets: dial and listen by URL |
 //! | [`node`] | a broker with its sockets |
 //! | [`endpoint`] | what most programs hold: ask, be asked, broadcast, listen |
-//! | [`service`] | subsystems that come with the crate: the kernel |
+//! | [`store`] | where queues keep their messages: memory, SQLite |
+//! | [`service`] | subsystems that come with the crate: the kernel, queues |
 //!
-//! # The bus in five paragraphs
+//! # The bus in six paragraphs
 //!
 //! **Frames.** What travels is a netlink message whose body is an envelope: two addresses, and an attribute
 //! that holds one or more messages as the kernel writes them. All of it is little-endian. See
@@ -64,6 +65,9 @@
 //! back, and nobody else is; who subscribes and does not keep up loses the newest frames, and is told how
 //! many.
 //!
+//! **Queues.** A broker can keep messages for who is not there yet, on disk if told to, and hand them out
+//! under leases. See [`service::queue`] and `docs/queues.md`.
+//!
 //! **The kernel.** Each endpoint that asks the kernel gets a netlink socket of its own there. It may only
 //! read, unless whoever serves says otherwise, and it is the kernel that sees to that.
 
@@ -71,6 +75,7 @@ pub mod broker;
 pub mod endpoint;
 pub mod node;
 pub mod service;
+pub mod store;
 pub mod transport;
 pub mod url;
 pub mod wire;

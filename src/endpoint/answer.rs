@@ -73,6 +73,12 @@ impl Request {
         self.head.flags & flag::ASK != 0
     }
 
+    /// The header of the first message that was sent, zero if there was none: its sequence number and
+    /// port id are those of the answer's messages.
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
     /// The bytes that the other program sent. What is not of type DATA (proto-spec/data.md) is given as
     /// it stands, and to a [raw](super::ProvideOptions::raw) provider everything is.
     pub fn body(&self) -> Bytes {
@@ -250,6 +256,14 @@ impl Responder {
             last.head.flags |= flag::LAST;
         }
         last
+    }
+
+    /// The same, for a frame that others of the same answer follow.
+    #[must_use]
+    pub fn not_last(&self) -> Self {
+        let mut before = self.clone();
+        before.head.flags &= !flag::LAST;
+        before
     }
 
     /// Sends `payload` as one frame.

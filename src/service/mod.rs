@@ -1,3 +1,4 @@
 //! Subsystems: what is reached over the bus, made from endpoints.
 
 pub mod netlink;
+pub mod queue;

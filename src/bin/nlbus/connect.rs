@@ -83,6 +83,12 @@ impl Connect {
         self.timeout.or(file.map(|timeout| timeout.0)).unwrap_or(REQUEST_DEADLINE)
     }
 
+    /// How long a request may take, if that was said.
+    pub(crate) fn timeout_given(&self) -> Option<Duration> {
+        let file = self.config.as_ref().and_then(|file| file.timeout);
+        self.timeout.or(file.map(|timeout| timeout.0))
+    }
+
     /// What a request gets.
     pub(crate) fn request_options(&self) -> RequestOptions {
         RequestOptions::default().deadline(self.timeout())

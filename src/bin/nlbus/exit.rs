@@ -5,8 +5,11 @@ use std::process::ExitCode;
 
 use nlbus::endpoint::{ConnectError, RequestError};
 use nlbus::service::netlink::KernelError;
+use nlbus::service::queue::{CallError, QueueError};
+use nlbus::store::OpenError;
 use nlbus::transport::{DialError, HandshakeError, ListenError};
 use nlbus::wire::errno;
+use tokio::time::error::Elapsed;
 
 /// Shown at the end of `nlbus --help`.
 pub(crate) const HELP: &str = "\
@@ -79,6 +82,22 @@ impl Exit {
             Self::of_dial(error)
         } else if let Some(error) = cause.downcast_ref::<ListenError>() {
             Self::of_listen(error)
+        } else if cause.is::<Elapsed>() {
+            Some(Self::Timeout)
+        } else if let Some(error) = cause.downcast_ref::<CallError>() {
+            match error {
+                CallError::Timeout { .. } => Some(Self::Timeout),
+                CallError::Queue(error) => Self::of_queue(error),
+                _ => Some(Self::Refused),
+            }
+        } else if let Some(error) = cause.downcast_ref::<QueueError>() {
+            Self::of_queue(error)
+        } else if let Some(error) = cause.downcast_ref::<OpenError>() {
+            match error {
+                OpenError::Missing { .. } => Some(Self::NotFound),
+                OpenError::InUse { .. } => Some(Self::Refused),
+                _ => None,
+            }
         } else if let Some(error) = cause.downcast_ref::<KernelError>() {
             matches!(error, KernelError::NoNamespace { .. }).then_some(Self::NotFound)
         } else {
@@ -96,6 +115,21 @@ impl Exit {
             RequestError::Refused { .. } | RequestError::Undeliverable { .. } => {
                 Some(Self::Refused)
             }
+            _ => None,
+        }
+    }
+
+    fn of_queue(error: &QueueError) -> Option<Self> {
+        match error {
+            QueueError::Refused { errno: errno::ENOENT, .. } => Some(Self::NotFound),
+            QueueError::Refused { .. } => Some(Self::Refused),
+            QueueError::Connect(error) => match &**error {
+                ConnectError::Dial(error) => Self::of_dial(error),
+                ConnectError::Refused { .. } => Some(Self::Refused),
+                _ => None,
+            },
+            QueueError::Request(error) => Self::of_request(error),
+            QueueError::Lost => Some(Self::Lost),
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ mod monitor;
 mod publish;
 mod pull;
 mod push;
+mod queue;
 mod reply;
 mod request;
 mod secret;
@@ -54,6 +55,7 @@ enum Command {
     Push(push::Args),
     Pull(pull::Args),
     Ctl(ctl::Args),
+    Queue(queue::Args),
     Decode(decode::Args),
     Bench(bench::Args),
     Demo(demo::Args),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Pull(args) => block_on(pull::run(args)),
         Command::Ctl(args) => block_on(ctl::run(args)),
         Command::Bench(args) => block_on(bench::run(args)),
+        Command::Queue(args) => block_on(queue::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     let exit = outcome.unwrap_or_else(|error| {

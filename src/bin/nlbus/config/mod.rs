@@ -46,6 +46,10 @@ pub(crate) struct ServeFile {
     pub(crate) name: Option<String>,
     pub(crate) secret_file: Option<PathBuf>,
     pub(crate) uplink: Vec<UplinkTable>,
+    pub(crate) queues: bool,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) state_max: Option<u64>,
+    pub(crate) allow_shutdown: bool,
     pub(crate) tls: TlsKeys,
     pub(crate) access: AccessRows,
 }
@@ -101,6 +105,7 @@ impl ServeConfig {
         if let Some(path) = &mut file.secret_file {
             *path = directory.join(&*path);
         }
+        file.state = file.state.map(|state| directory.join(state));
         // a name of `ip netns` has no slash in it
         if let Some(netns) = file.netns.as_mut().filter(|netns| netns.contains('/')) {
             *netns = directory.join(&*netns).to_string_lossy().into_owned();

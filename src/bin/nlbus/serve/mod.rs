@@ -1,5 +1,6 @@
 //! `nlbus serve`: a broker with this machine's kernel behind it.
 
+mod queues;
 mod reload;
 mod settings;
 mod uplinks;
@@ -22,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::{AccessRows, ServeConfig};
 use crate::exit::{Exit, UsageError};
 use crate::tls::TlsArgs;
+use queues::Queues;
 use settings::Settings;
 use uplinks::Uplink;
 
@@ -75,6 +77,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", value_parser = ServeConfig::parse)]
     config: Option<ServeConfig>,
     #[command(flatten)]
+    queues: queues::QueuesArgs,
+    #[command(flatten)]
     tls: TlsArgs,
 }
 
@@ -86,6 +90,7 @@ Example:
   nlbus serve tls://0.0.0.0 --cert server.crt --key server.key --ca ca.crt
   nlbus serve tcp://127.0.0.1 --uplink hub=tls://hub.example --export route --name edge1 \\
     --cert edge1.crt --key edge1.key --ca ca.crt
+  nlbus serve --queues --state /var/lib/nlbus unix:///run/nlbus.sock
   nlbus serve --config /etc/nlbus/serve.toml";
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
@@ -104,6 +109,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
                 tokio::select! {
                     () = came(&mut terminate) => break,
                     () = came(&mut interrupt) => break,
+                    () = server.queues.shutdown_asked() => break,
                     // the log says what went wrong
                     () = came(&mut hangup) => drop(server.reload().await),
                     Some(instruction) = instructions.recv() => match &instruction.wish {
@@ -124,6 +130,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
                 }
             }
             tracing::info!("ending");
+            node.shutdown(GRACE).await;
+            server.queues.ended(GRACE).await;
             Ok(Exit::Ok)
         }
         Err(error) => Err(error),
@@ -148,6 +156,7 @@ struct Server {
     /// The kernel for who may have it changed, once there is somebody, and which subsystems it serves.
     writing: Option<Kernel>,
     writable: HashSet<String>,
+    queues: Queues,
 }
 
 impl Server {
@@ -159,8 +168,16 @@ impl Server {
         out: &mut impl Write,
     ) -> anyhow::Result<Self> {
         let reading = Kernel::open(&settings.kernel(false))?;
-        let mut server =
-            Self { node: node.clone(), settings, path, writing: None, writable: HashSet::new() };
+        let queues = Queues::start(node, &settings.queues).await?;
+        let queue_address = queues.address();
+        let mut server = Self {
+            node: node.clone(),
+            settings,
+            path,
+            writing: None,
+            writable: HashSet::new(),
+            queues,
+        };
         let mut served = Vec::new();
         for subsystem in &server.settings.subsystems {
             let endpoint = Endpoint::attach(node)?;
@@ -170,6 +187,9 @@ impl Server {
         server.let_in(server.settings.access.clone()).await?;
         for (name, address) in served {
             writeln!(out, "serving {name} at {address:#010x}, {}", server.mode(&name))?;
+        }
+        if let Some(address) = queue_address {
+            writeln!(out, "serving queue at {address:#010x}")?;
         }
         let mut options = ListenOptions::default();
         options.tls.clone_from(&server.settings.tls);

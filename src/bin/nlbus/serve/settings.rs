@@ -8,6 +8,7 @@ use nlbus::transport::{TlsClient, TlsServer, is_exposed};
 use nlbus::url::{BusUrl, TransportKind};
 
 use super::Args;
+use super::queues::QueuesArgs;
 use super::uplinks::UplinkSetting;
 use crate::config::{AccessRows, ServeConfig, ServeFile};
 use crate::connect::default_url;
@@ -32,11 +33,14 @@ pub(super) struct Settings {
     pub(super) secret_file: Option<PathBuf>,
     pub(super) secret: Option<Vec<u8>>,
     pub(super) uplinks: Vec<UplinkSetting>,
+    pub(super) queues: QueuesArgs,
 }
 
 impl Settings {
     /// Puts them together, reads the certificates, and refuses what would be dangerous.
     pub(super) async fn new(args: Args) -> anyhow::Result<Self> {
+        let file = args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
+        let queues = args.queues.or(&file)?;
         let ServeFile {
             listen,
             subsystems,
@@ -48,7 +52,8 @@ impl Settings {
             uplink,
             tls,
             access,
-        } = args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
+            ..
+        } = file;
         let insecure = args.insecure || insecure;
         let mut urls = args.urls;
         if urls.is_empty() {
@@ -102,6 +107,7 @@ impl Settings {
             secret_file,
             secret,
             uplinks,
+            queues,
         })
     }
 

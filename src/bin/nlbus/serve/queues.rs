@@ -1,0 +1,101 @@
+//! Queues beside the kernel.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nlbus::endpoint::Endpoint;
+use nlbus::node::Node;
+use nlbus::service::queue::{ServeOptions, Served, serve};
+use nlbus::store::{Loaded, Store, StoreOptions};
+use tokio::time::timeout;
+
+use crate::config::ServeFile;
+use crate::exit::UsageError;
+
+/// Whether there are queues, and where they are kept.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Queues")]
+pub(crate) struct QueuesArgs {
+    /// Serve named queues, as the subsystem `queue`: see `nlbus queue`.
+    #[arg(long)]
+    queues: bool,
+    /// Keep persistent queues in this directory, which has to be there; without it they end with the
+    /// broker.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The size that the state may have on disk, in bytes [default: as much as there is].
+    #[arg(long, value_name = "BYTES")]
+    state_max: Option<u64>,
+    /// Let `nlbus queue shutdown` end the broker.
+    #[arg(long)]
+    allow_shutdown: bool,
+}
+
+impl QueuesArgs {
+    /// What the command line does not say, the file may.
+    pub(super) fn or(self, file: &ServeFile) -> Result<Self, UsageError> {
+        let Self { queues, state, state_max, allow_shutdown } = self;
+        let merged = Self {
+            queues: queues || file.queues,
+            state: state.or_else(|| file.state.clone()),
+            state_max: state_max.or(file.state_max),
+            allow_shutdown: allow_shutdown || file.allow_shutdown,
+        };
+        if !merged.queues && (merged.state.is_some() || merged.allow_shutdown) {
+            return Err(UsageError("--state and --allow-shutdown are for --queues".to_owned()));
+        }
+        Ok(merged)
+    }
+}
+
+/// The queues of a broker, if it has any.
+pub(super) struct Queues(Option<Served>);
+
+impl Queues {
+    /// Reads the state and serves the queues in it.
+    pub(super) async fn start(node: &Node, args: &QueuesArgs) -> anyhow::Result<Self> {
+        if !args.queues {
+            return Ok(Self(None));
+        }
+        let (store, loaded) = match &args.state {
+            None => (Store::memory(), Loaded::default()),
+            Some(path) => {
+                let options = StoreOptions::default().bytes_max(args.state_max);
+                let (store, loaded) = Store::open(path, options)?;
+                tracing::info!(
+                    state = %path.display(),
+                    queues = loaded.queues.len(),
+                    messages = loaded.messages.len(),
+                    quarantined = loaded.quarantined.len(),
+                    "state read"
+                );
+                (store, loaded)
+            }
+        };
+        let endpoint = Endpoint::attach(node)?;
+        let options = ServeOptions::default().allow_shutdown(args.allow_shutdown);
+        Ok(Self(Some(serve(&endpoint, store, loaded, options).await?)))
+    }
+
+    /// The address, if there is one.
+    pub(super) fn address(&self) -> Option<u32> {
+        self.0.as_ref().map(Served::address)
+    }
+
+    /// Waits until somebody who may asks for the end.
+    pub(super) async fn shutdown_asked(&mut self) {
+        match &mut self.0 {
+            Some(served) => served.shutdown_asked().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until what was taken in is stored.
+    pub(super) async fn ended(&mut self, grace: Duration) {
+        if let Some(served) = &mut self.0
+            && timeout(grace, served.ended()).await.is_err()
+        {
+            tracing::warn!("not everything was stored in time");
+        }
+    }
+}

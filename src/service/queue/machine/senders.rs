@@ -1,0 +1,124 @@
+//! Which messages have come before.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::store::{Judgement, Seen, SendId};
+
+/// Senders that are remembered; past that who has not sent for the longest time is forgotten.
+pub const SENDERS_MAX: usize = 16_384;
+
+/// Of how many messages of a sender the ids are known, too.
+pub const RECENT_MAX: usize = 256;
+
+/// How much later a sender is taken to have sent last before that is written down.
+const USE_GRAIN: u64 = 1_024;
+
+#[derive(Debug, Default)]
+pub(super) struct Senders {
+    senders: HashMap<u128, Sender>,
+    /// Senders in the order in which they last sent, roughly.
+    order: BTreeMap<u64, u128>,
+    last_use: u64,
+    /// Messages that are being stored or wait for room, and who else waits for what becomes of them.
+    under_way: HashMap<SendId, Vec<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Sender {
+    seen: Seen,
+    recent: VecDeque<Recent>,
+    used: u64,
+}
+
+/// Where a message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Recent {
+    sequence: u64,
+    pub(super) queue: u32,
+    pub(super) id: u64,
+}
+
+/// What is known of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    New,
+    /// It is on its way.
+    UnderWay,
+    /// It came before; where to, if that is still known.
+    Before(Option<Recent>),
+    TooOld,
+}
+
+impl Senders {
+    pub(super) fn new(loaded: Vec<(u128, Seen)>) -> Self {
+        let mut senders = Self::default();
+        for (sender, seen) in loaded {
+            senders.entry(sender).seen = seen;
+        }
+        senders
+    }
+
+    pub(super) fn judge(&self, send_id: SendId) -> Known {
+        if !self.under_way.is_empty() && self.under_way.contains_key(&send_id) {
+            return Known::UnderWay;
+        }
+        let sender = self.senders.get(&send_id.sender);
+        match sender.map(|sender| sender.seen.judge(send_id.sequence)) {
+            None | Some(Judgement::New) if send_id.sequence > 0 => Known::New,
+            Some(Judgement::Seen) => Known::Before(self.recent(send_id)),
+            _ => Known::TooOld,
+        }
+    }
+
+    pub(super) fn recent(&self, send_id: SendId) -> Option<Recent> {
+        let recent = &self.senders.get(&send_id.sender)?.recent;
+        recent.iter().rev().find(|recent| recent.sequence == send_id.sequence).copied()
+    }
+
+    /// It is on its way from now on.
+    pub(super) fn start(&mut self, send_id: SendId) {
+        self.under_way.entry(send_id).or_default();
+    }
+
+    /// `token` waits for what becomes of it too.
+    pub(super) fn join(&mut self, send_id: SendId, token: u64) {
+        if let Some(tokens) = self.under_way.get_mut(&send_id) {
+            tokens.push(token);
+        }
+    }
+
+    /// It is in a queue. Who else waits for that.
+    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<u64> {
+        let sequence = send_id.sequence;
+        let sender = self.entry(send_id.sender);
+        sender.seen.insert(sequence);
+        if sender.recent.len() >= RECENT_MAX {
+            sender.recent.pop_front();
+        }
+        sender.recent.push_back(Recent { sequence, queue, id });
+        self.under_way.remove(&send_id).unwrap_or_default()
+    }
+
+    /// It did not get into a queue. Who else waits for that.
+    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<u64> {
+        self.under_way.remove(&send_id).unwrap_or_default()
+    }
+
+    fn entry(&mut self, sender: u128) -> &mut Sender {
+        self.last_use += 1;
+        let now = self.last_use;
+        if !self.senders.contains_key(&sender)
+            && self.senders.len() >= SENDERS_MAX
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.senders.remove(&oldest);
+        }
+        let entry = self.senders.entry(sender).or_default();
+        if entry.used == 0 || now - entry.used > USE_GRAIN {
+            self.order.remove(&entry.used);
+            entry.used = now;
+            self.order.insert(now, sender);
+        }
+        entry
+    }
+}

@@ -1,0 +1,387 @@
+//! A message comes in, is stored, and can then be delivered.
+
+use bytes::Bytes;
+
+use super::Machine;
+use super::command::{Answer, Effect, Refusal, Send, What};
+use super::queue::{Entry, Parked, Queue};
+use super::senders::Known;
+use super::shared::Waiter;
+use super::{Kind, PARKED_BYTES_MAX, PARKED_MAX};
+use crate::service::queue::options::{Policy, QueueOptions};
+use crate::service::queue::protocol::with_dead_letter;
+use crate::store::{Op, SendId, StoreError, Stored, Time};
+use crate::wire::errno;
+
+/// A message that there is room for.
+struct Arrival {
+    record: Bytes,
+    expires: Option<Time>,
+    send_id: Option<SendId>,
+    reply_to: Option<Box<str>>,
+    attempts: u32,
+}
+
+impl Machine {
+    pub(super) fn send(&mut self, now: Time, session: u32, token: u64, send: Send) {
+        if let Some(send_id) = send.send_id {
+            match self.senders.judge(send_id) {
+                Known::New => {}
+                Known::UnderWay => return self.senders.join(send_id, token),
+                Known::Before(place) => {
+                    let answer = Answer::Sent { id: place.map(|place| place.id), again: true };
+                    return self.shared.answer(token, answer);
+                }
+                Known::TooOld => {
+                    let text = "it is too old to tell whether it came before";
+                    let refusal = Refusal::new(errno::ERANGE, text);
+                    return self.shared.answer(token, Answer::Refused(refusal));
+                }
+            }
+        }
+        let send_id = send.send_id;
+        if let Err(refusal) = self.take_in(now, session, token, send) {
+            self.refuse_send(token, send_id, refusal);
+        }
+    }
+
+    /// Says that a message was not taken in.
+    pub(super) fn refuse_send(&mut self, token: u64, send_id: Option<SendId>, refusal: Refusal) {
+        let others = send_id.map(|send_id| self.senders.failed(send_id)).unwrap_or_default();
+        for token in std::iter::once(token).chain(others) {
+            self.shared.answer(token, Answer::Refused(refusal.clone()));
+        }
+    }
+
+    fn take_in(&mut self, now: Time, session: u32, token: u64, send: Send) -> Result<(), Refusal> {
+        let number = match self.names.get(send.queue.as_str()) {
+            Some(number) => *number,
+            None if send.create => {
+                self.add_queue(&send.queue, Kind::Persistent, None, QueueOptions::default())?
+            }
+            None => return Err(Refusal::missing(&send.queue)),
+        };
+        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.bytes);
+        let Some(queue) = self.queues.get_mut(&number) else {
+            return Err(Refusal::missing(&send.queue));
+        };
+        let shared = &mut self.shared;
+        let length = send.record.len() as u64;
+        let refused = |queue: &mut Queue, errno, text: String| {
+            queue.counters.refused += 1;
+            Err(Refusal::new(errno, text))
+        };
+        if length > queue.options.message_bytes_max.min(queue.options.bytes_max) {
+            let max = queue.options.message_bytes_max.min(queue.options.bytes_max);
+            let text = format!("the message has {length} bytes, {:?} takes {max}", queue.name);
+            return refused(queue, errno::EMSGSIZE, text);
+        }
+        if length > bytes_left {
+            let text = "the broker holds as many bytes of messages as it may".to_owned();
+            return refused(queue, errno::ENOBUFS, text);
+        }
+        if queue.options.policy == Policy::DropOldest {
+            while !queue.creating
+                && !queue.has_room(length)
+                && let Some(oldest) = queue.oldest_free()
+            {
+                queue.drop_entry(oldest, now, shared);
+            }
+        }
+        if !queue.parked.is_empty() || !queue.has_room(length) {
+            let waits = queue.creating || queue.options.policy == Policy::Block;
+            let fits =
+                queue.parked.len() < PARKED_MAX && queue.parked_bytes + length <= PARKED_BYTES_MAX;
+            if waits && fits {
+                queue.parked_bytes += length;
+                if let Some(send_id) = send.send_id {
+                    self.senders.start(send_id);
+                }
+                shared.effects.push(Effect::Parked { token });
+                queue.parked.push_back(Parked { token, session, send });
+                self.sessions.entry(session).or_default().parking.insert(number);
+                return Ok(());
+            }
+            let name = &queue.name;
+            shared.trace.push(now, What::Refused, name, (0, session), (now, &send.record));
+            let text = format!("the queue {name:?} is full");
+            return refused(queue, errno::ENOBUFS, text);
+        }
+        self.place(now, session, Some(token), number, send);
+        Ok(())
+    }
+
+    fn place(&mut self, now: Time, session: u32, token: Option<u64>, number: u32, send: Send) {
+        let Some(queue) = self.queues.get_mut(&number) else { return };
+        let ttl_max = Some(queue.options.ttl_ms_max).filter(|max| *max > 0);
+        let ttl = match (send.ttl_ms, ttl_max) {
+            (Some(ttl), Some(max)) => Some(ttl.min(max)),
+            (ttl, max) => ttl.or(max),
+        };
+        let send_id = send.send_id;
+        let arrival = Arrival {
+            record: send.record,
+            expires: ttl.map(|ttl| now.after_ms(ttl)),
+            send_id,
+            reply_to: send.reply_to.map(Into::into),
+            attempts: 0,
+        };
+        let waiter = |id| Waiter::Sent { queue: number, id, token, send_id };
+        let id = queue.append(now, session, arrival, &mut self.shared, waiter);
+        if !queue.durable {
+            queue.admit(id, 0, &mut self.shared);
+            self.answer_sent(token, send_id, number, id);
+        } else if let Some(send_id) = send_id {
+            self.senders.start(send_id);
+        }
+    }
+
+    fn answer_sent(&mut self, token: Option<u64>, send_id: Option<SendId>, queue: u32, id: u64) {
+        let others = send_id.map(|send_id| self.senders.stored(send_id, queue, id));
+        if let Some(token) = token {
+            self.shared.answer(token, Answer::Sent { id: Some(id), again: false });
+        }
+        for token in others.unwrap_or_default() {
+            self.shared.answer(token, Answer::Sent { id: Some(id), again: true });
+        }
+    }
+
+    /// Lets messages in for which there was no room.
+    pub(super) fn unpark(&mut self, now: Time, number: u32) {
+        while let Some(queue) = self.queues.get_mut(&number)
+            && let Some(first) = queue.parked.front()
+            && queue.has_room(first.send.record.len() as u64)
+            && let Some(parked) = queue.parked.pop_front()
+        {
+            queue.parked_bytes -= parked.send.record.len() as u64;
+            self.place(now, parked.session, Some(parked.token), number, parked.send);
+        }
+    }
+
+    /// The oldest batch that was polled is through.
+    pub fn handle_stored(&mut self, now: Time, result: Result<(), StoreError>) {
+        for waiter in self.shared.storing.pop_front().unwrap_or_default() {
+            match (waiter, result) {
+                (Waiter::Sent { queue, id, token, send_id }, Ok(())) => {
+                    self.sent(now, queue, id, token, send_id);
+                }
+                (Waiter::Sent { queue, id, token, send_id }, Err(error)) => {
+                    if let Some(queue) = self.queues.get_mut(&queue) {
+                        queue.forget_unstored(id, &mut self.shared);
+                        queue.counters.refused += 1;
+                    }
+                    if let Some(token) = token {
+                        self.refuse_send(token, send_id, unstored(error));
+                    }
+                }
+                (Waiter::Created { queue, answer }, Ok(())) => {
+                    if let Some(queue) = self.queues.get_mut(&queue) {
+                        queue.creating = false;
+                        queue.touch(&mut self.shared);
+                    }
+                    if let Some((token, answer)) = answer {
+                        self.shared.answer(token, answer);
+                    }
+                }
+                (Waiter::Created { queue, answer }, Err(error)) => {
+                    self.forget_queue(queue, &unstored(error));
+                    if let Some((token, _)) = answer {
+                        self.shared.answer(token, Answer::Refused(unstored(error)));
+                    }
+                }
+                // what frees room is done in any case
+                (Waiter::Answer { token, answer }, _) => self.shared.answer(token, answer),
+                (Waiter::Moved { from, id, attempts, to, to_id }, result) => {
+                    self.moved(now, (from, id, attempts), (to, to_id), result.is_ok());
+                }
+            }
+        }
+    }
+
+    fn sent(
+        &mut self,
+        now: Time,
+        number: u32,
+        id: u64,
+        token: Option<u64>,
+        send_id: Option<SendId>,
+    ) {
+        let Some(queue) = self.queues.get_mut(&number) else {
+            let refusal = Refusal::new(errno::ENOENT, "the queue is gone");
+            return self.refuse_send(token.unwrap_or_default(), send_id, refusal);
+        };
+        queue.admit(id, 0, &mut self.shared);
+        queue.handle_time(now, &mut self.shared);
+        self.answer_sent(token, send_id, number, id);
+    }
+
+    /// Sends what was delivered too often to the dead-letter queue; if that does not take it, it waits
+    /// on.
+    pub(super) fn bury(&mut self, now: Time, number: u32, id: u64, lane: Option<u32>) {
+        let Some(queue) = self.queues.get_mut(&number) else { return };
+        let Some(name) = queue.options.dead_letter.clone() else { return };
+        let from = std::sync::Arc::clone(&queue.name);
+        let Some(waiting) = queue.lane(lane).and_then(|lane| lane.ready.remove(&id)) else {
+            return;
+        };
+        let Some(entry) = queue.entries.get_mut(&id) else { return };
+        entry.apart = true;
+        let arrival = Arrival {
+            record: with_dead_letter(&entry.record, &from, id, waiting.attempts).into(),
+            expires: None,
+            send_id: None,
+            reply_to: entry.reply_to.clone(),
+            attempts: waiting.attempts,
+        };
+        let to = match self.names.get(name.as_str()) {
+            Some(to) => Some(*to),
+            None => self.add_queue(&name, Kind::Persistent, None, QueueOptions::default()).ok(),
+        };
+        let dead = to.and_then(|to| self.queues.get_mut(&to));
+        let length = arrival.record.len() as u64;
+        let place = (number, id, waiting.attempts);
+        match dead.filter(|dead| dead.has_room(length)) {
+            None => self.moved(now, place, (0, 0), false),
+            Some(dead) => {
+                let to = dead.number;
+                let moved = |to_id| Waiter::Moved {
+                    from: number,
+                    id,
+                    attempts: waiting.attempts,
+                    to,
+                    to_id,
+                };
+                let to_id = dead.append(now, 0, arrival, &mut self.shared, moved);
+                if !dead.durable {
+                    self.moved(now, place, (to, to_id), true);
+                }
+            }
+        }
+    }
+
+    fn moved(
+        &mut self,
+        now: Time,
+        (from, id, attempts): (u32, u64, u32),
+        (to, to_id): (u32, u64),
+        stored: bool,
+    ) {
+        if let Some(dead) = self.queues.get_mut(&to) {
+            if stored {
+                dead.admit(to_id, 0, &mut self.shared);
+            } else {
+                dead.forget_unstored(to_id, &mut self.shared);
+            }
+        }
+        let Some(queue) = self.queues.get_mut(&from) else { return };
+        if !stored {
+            // in a fanout it goes to all again: better than to none
+            queue.admit(id, attempts, &mut self.shared);
+            return;
+        }
+        queue.counters.dead += 1;
+        if let Some(entry) = queue.entries.get_mut(&id) {
+            let about = (entry.arrived, &entry.record);
+            self.shared.trace.push(now, What::Dead, &queue.name, (id, 0), about);
+            entry.apart = false;
+        }
+        queue.leave(id, &mut self.shared);
+    }
+
+    /// Takes back a message that nobody holds.
+    pub(super) fn withdraw(
+        &mut self,
+        now: Time,
+        token: u64,
+        name: &str,
+        send_id: SendId,
+    ) -> Result<Option<Answer>, Refusal> {
+        let place = self.senders.recent(send_id);
+        let (queue, shared) = self.queue(name)?;
+        let missing = || Refusal::new(errno::ENOENT, "there is no such message any more");
+        let place = place.filter(|place| place.queue == queue.number).ok_or_else(missing)?;
+        let entry = queue.entries.get(&place.id).filter(|entry| entry.send_id == Some(send_id));
+        entry.ok_or_else(missing)?;
+        if !queue.is_free(place.id) {
+            return Err(Refusal::new(errno::EBUSY, "a consumer holds the message"));
+        }
+        queue.drop_entry(place.id, now, shared);
+        let durable = queue.durable;
+        Ok(self.answer_when_stored(token, Answer::Done, durable))
+    }
+}
+
+impl Queue {
+    pub(super) fn has_room(&self, length: u64) -> bool {
+        !self.creating
+            && (self.entries.len() as u64) < self.options.messages_max
+            && self.bytes + length <= self.options.bytes_max
+    }
+
+    /// Adds a message that there is room for: its id. It is not in a lane yet.
+    fn append(
+        &mut self,
+        now: Time,
+        session: u32,
+        arrival: Arrival,
+        shared: &mut super::shared::Shared,
+        waiter: impl FnOnce(u64) -> Waiter,
+    ) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let Arrival { record, expires, send_id, reply_to, attempts } = arrival;
+        shared.trace.push(now, What::Sent, &self.name, (id, session), (now, &record));
+        self.counters.sent += 1;
+        self.bytes += record.len() as u64;
+        shared.bytes += record.len() as u64;
+        let mut key = 0;
+        if self.durable {
+            shared.last_key += 1;
+            key = shared.last_key;
+            let stored = Stored {
+                key,
+                queue: self.number,
+                id,
+                arrived: now,
+                expires,
+                attempts,
+                send_id,
+                record: record.clone(),
+            };
+            shared.ops.push_back((Op::Put(stored), Some(waiter(id))));
+        }
+        if let Some(expires) = expires {
+            self.expiring.insert((expires, id));
+            self.schedule(expires, shared);
+        }
+        let entry = Entry {
+            key,
+            record,
+            arrived: now,
+            expires,
+            send_id,
+            reply_to,
+            apart: true,
+            lanes: 0,
+            taken: false,
+        };
+        self.entries.insert(id, entry);
+        id
+    }
+
+    /// Forgets a message that the store did not take.
+    fn forget_unstored(&mut self, id: u64, shared: &mut super::shared::Shared) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.key = 0;
+        }
+        self.remove(id, shared);
+    }
+}
+
+fn unstored(error: StoreError) -> Refusal {
+    let number = match error {
+        StoreError::Full => errno::ENOSPC,
+        _ => errno::EIO,
+    };
+    Refusal::new(number, error.to_string())
+}

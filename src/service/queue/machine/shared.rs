@@ -1,0 +1,107 @@
+//! What all queues of a machine have in common.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use super::command::{Answer, Effect};
+use super::trace::Trace;
+use crate::store::{Op, SendId, Time};
+
+pub(super) struct Shared {
+    pub(super) effects: Vec<Effect>,
+    /// What is to be stored, and who waits for it.
+    pub(super) ops: VecDeque<(Op, Option<Waiter>)>,
+    /// For each batch that is being stored.
+    pub(super) storing: VecDeque<Vec<Waiter>>,
+    pub(super) trace: Trace,
+    /// Those that wait for a message.
+    pub(super) receives: HashMap<u32, Waits>,
+    /// Those that wait no more, and have to be taken out of queues' turns.
+    pub(super) finished: Vec<Finished>,
+    /// Queues to be looked at before the machine is done.
+    pub(super) dirty: Vec<u32>,
+    /// Queue, message and lane of what was delivered too often.
+    pub(super) dead: Vec<(u32, u64, Option<u32>)>,
+    /// Sessions that hold messages without a subscription, and of which queue.
+    pub(super) leasing: Vec<(u32, u32)>,
+    /// When queues are to be looked at.
+    pub(super) wake: BTreeSet<(Time, u32)>,
+    /// Of messages in all queues.
+    pub(super) bytes: u64,
+    pub(super) last_key: u64,
+}
+
+/// Who waits until something is stored.
+pub(super) enum Waiter {
+    Sent {
+        queue: u32,
+        id: u64,
+        token: Option<u64>,
+        send_id: Option<SendId>,
+    },
+    Created {
+        queue: u32,
+        answer: Option<(u64, Answer)>,
+    },
+    Answer {
+        token: u64,
+        answer: Answer,
+    },
+    /// A message that goes from one queue and its lane to the dead-letter queue.
+    Moved {
+        from: u32,
+        id: u64,
+        attempts: u32,
+        to: u32,
+        to_id: u64,
+    },
+}
+
+/// A RECEIVE that waits.
+pub(super) struct Waits {
+    pub(super) token: u64,
+    pub(super) session: u32,
+    /// In whose turns it stands.
+    pub(super) queues: Vec<u32>,
+    pub(super) messages_max: u32,
+    pub(super) lease_ms: Option<u64>,
+    pub(super) auto_ack: bool,
+    pub(super) deadline: Time,
+}
+
+/// A RECEIVE that is over.
+pub(super) struct Finished {
+    pub(super) number: u32,
+    pub(super) session: u32,
+    pub(super) queues: Vec<u32>,
+    pub(super) deadline: Time,
+}
+
+impl Waits {
+    pub(super) fn end(self, number: u32) -> Finished {
+        let Self { session, queues, deadline, .. } = self;
+        Finished { number, session, queues, deadline }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(trace_events_max: usize, last_key: u64) -> Self {
+        Self {
+            effects: Vec::new(),
+            ops: VecDeque::new(),
+            storing: VecDeque::new(),
+            trace: Trace::new(trace_events_max),
+            receives: HashMap::new(),
+            finished: Vec::new(),
+            dirty: Vec::new(),
+            dead: Vec::new(),
+            leasing: Vec::new(),
+            wake: BTreeSet::new(),
+            bytes: 0,
+            last_key,
+        }
+    }
+
+    pub(super) fn answer(&mut self, token: u64, answer: Answer) {
+        self.effects.push(Effect::Answer { token, answer });
+    }
+}

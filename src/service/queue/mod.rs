@@ -1,0 +1,42 @@
+//! Named queues as a subsystem, and a client of them.
+//!
+//! [`machine`] is all of its behaviour without I/O, [`protocol`] what is said on the bus
+//! (`proto-spec/queue.md`), [`serve`] puts them behind an address, [`Client`] is what programs hold.
+//!
+//! ```
+//! use nlbus::endpoint::Endpoint;
+//! use nlbus::node::{Node, NodeOptions};
+//! use nlbus::service::queue::{Client, ClientOptions, ReceiveOptions, ServeOptions, serve};
+//! use nlbus::store::{Loaded, Store};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // a broker that keeps queues in memory; `Store::open` keeps them in a directory
+//! let node = Node::new(NodeOptions::default());
+//! let endpoint = Endpoint::attach(&node)?;
+//! serve(&endpoint, Store::memory(), Loaded::default(), ServeOptions::default()).await?;
+//!
+//! // a client inside the process; `Client::connect` takes a URL
+//! let client = Client::over(Endpoint::attach(&node)?, &ClientOptions::default());
+//! client.create("jobs", None).await?;
+//! client.send("jobs", "build it").await?;
+//! for job in client.receive(&["jobs"], ReceiveOptions::default()).await? {
+//!     assert_eq!(job.payload(), "build it");
+//!     client.ack(&job).await?;
+//! }
+//! # Ok(()) }
+//! ```
+
+mod client;
+pub mod machine;
+mod options;
+pub mod protocol;
+mod service;
+mod session;
+
+pub use client::{
+    CallError, Client, ClientOptions, Consumer, Message, OutMessage, QueueError, ReceiveOptions,
+    Sent, Server, SubscribeOptions,
+};
+pub use options::{Kind, Mode, Policy, QueueOptions};
+pub use service::{ServeOptions, Served, serve};

@@ -1,0 +1,426 @@
+//! The task that keeps the queues: requests in, answers and deliveries out, changes to the store.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument as _, debug, info_span, warn};
+
+use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
+use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
+use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX};
+use crate::endpoint::{
+    Endpoint, Incoming, ProvideOptions, Provider, Request, RequestError, Responder,
+};
+use crate::store::{Loaded, Store, Time};
+use crate::wire::{Header, Messages, errno};
+
+/// Frames that are taken in before their answers go out.
+const TURN_MAX: usize = 256;
+
+/// Messages that one request may have; what follows is refused.
+const MESSAGES_MAX: usize = 4_096;
+
+/// Requests to look, of one asker in one turn; further ones are refused.
+const LOOKS_MAX: u32 = 16;
+
+/// How queues are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServeOptions {
+    /// The name of the subsystem. Default `queue`.
+    pub name: String,
+    /// The bounds.
+    pub machine: MachineOptions,
+    /// Whether a SHUTDOWN ends [`Served::shutdown_asked`]. Default: no, it is refused with `EPERM`.
+    pub allow_shutdown: bool,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            name: SUBSYSTEM.to_owned(),
+            machine: MachineOptions::default(),
+            allow_shutdown: false,
+        }
+    }
+}
+
+impl ServeOptions {
+    /// The same with another [`name`](Self::name).
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The same with other [`machine`](Self::machine) bounds.
+    #[must_use]
+    pub fn machine(mut self, options: MachineOptions) -> Self {
+        self.machine = options;
+        self
+    }
+
+    /// The same with [`allow_shutdown`](Self::allow_shutdown).
+    #[must_use]
+    pub fn allow_shutdown(mut self, yes: bool) -> Self {
+        self.allow_shutdown = yes;
+        self
+    }
+}
+
+/// Queues that are served, until the link of their endpoint ends.
+pub struct Served {
+    address: u32,
+    shutdown: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Served {
+    /// The address of the subsystem.
+    pub fn address(&self) -> u32 {
+        self.address
+    }
+
+    /// Waits until somebody asks for the end of the broker; for ever if nobody may. Cancel-safe.
+    pub async fn shutdown_asked(&mut self) {
+        if self.shutdown.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Waits until the link has ended and everything that was taken in is stored. Cancel-safe.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.task).await {
+            warn!(%error, "the task of the queues failed");
+        }
+    }
+}
+
+/// Provides queues with what `store` had, until the link of `endpoint` ends. The endpoint has to be inside
+/// the broker's process: elsewhere nobody says when an asker is gone.
+///
+/// # Errors
+/// As [`Endpoint::provide`]. Not cancel-safe likewise.
+pub async fn serve(
+    endpoint: &Endpoint,
+    store: Store,
+    loaded: Loaded,
+    options: ServeOptions,
+) -> Result<Served, RequestError> {
+    let provider = endpoint.provide_with(&options.name, ProvideOptions::default()).await?;
+    let address = provider.address();
+    let (shutdown, asked) = watch::channel(false);
+    let clock = Clock::start();
+    let machine = Machine::new(options.machine, store.is_durable(), loaded, clock.now());
+    let service = Service {
+        machine,
+        store,
+        clock,
+        frames: HashMap::new(),
+        last_frame: 0,
+        touched: Vec::new(),
+        sessions: HashMap::new(),
+        effects: Vec::new(),
+        looks: HashMap::new(),
+        shutdown: options.allow_shutdown.then_some(shutdown),
+    };
+    let span = info_span!(parent: None, "queues", subsystem = options.name);
+    let task = tokio::spawn(service.run(provider).instrument(span));
+    Ok(Served { address, shutdown: asked, task })
+}
+
+/// The time of day at the start, and from then on a clock that is never set.
+struct Clock {
+    started: u64,
+    since: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { started: now.as_micros() as u64, since: Instant::now() }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.started + self.since.elapsed().as_micros() as u64)
+    }
+
+    fn instant(&self, time: Time) -> Instant {
+        // rounded up: at that instant the time has come
+        self.since + Duration::from_micros(time.0.saturating_sub(self.started) + 1)
+    }
+}
+
+struct Service {
+    machine: Machine,
+    store: Store,
+    clock: Clock,
+    /// Requests that are not yet answered, or never will be in full.
+    frames: HashMap<u32, Frame>,
+    last_frame: u32,
+    /// Frames that have something to say.
+    touched: Vec<u32>,
+    sessions: HashMap<u32, Session>,
+    effects: Vec<Effect>,
+    /// Requests to look, by asker, in this turn.
+    looks: HashMap<u32, u32>,
+    shutdown: Option<watch::Sender<bool>>,
+}
+
+/// A request of one or more messages.
+struct Frame {
+    asker: u32,
+    responder: Responder,
+    request: Header,
+    held: Option<Request>,
+    /// Messages without an answer.
+    open: u32,
+    body: Body,
+    touched: bool,
+}
+
+impl Service {
+    async fn run(mut self, mut provider: Provider) {
+        loop {
+            let deadline = self.machine.poll_time().map(|time| self.clock.instant(time));
+            tokio::select! {
+                result = self.store.completed() => {
+                    self.machine.handle_stored(self.clock.now(), result);
+                }
+                // while the store cannot keep up, askers wait
+                incoming = provider.next(), if self.store.has_room() => match incoming {
+                    Some(incoming) => self.take(incoming),
+                    None => break,
+                },
+                () = until(deadline) => {}
+            }
+            let mut taken = 0;
+            while taken < TURN_MAX
+                && self.store.has_room()
+                && let Some(incoming) = ready(&mut provider).await
+            {
+                self.take(incoming);
+                taken += 1;
+            }
+            self.turn();
+        }
+        while self.turn() {
+            let result = self.store.completed().await;
+            self.machine.handle_stored(self.clock.now(), result);
+        }
+        debug!("no further requests");
+    }
+
+    /// Does all that can be done now: whether something is being stored.
+    fn turn(&mut self) -> bool {
+        while let Some(result) = self.store.try_completed() {
+            self.machine.handle_stored(self.clock.now(), result);
+        }
+        let now = self.clock.now();
+        self.looks.clear();
+        self.machine.handle_time(now);
+        let mut effects = std::mem::take(&mut self.effects);
+        self.machine.poll_effects(now, &mut effects);
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        self.effects = effects;
+        for number in std::mem::take(&mut self.touched) {
+            self.flush(number);
+        }
+        while self.store.has_room()
+            && let Some(batch) = self.machine.poll_batch()
+        {
+            if let Err(error) = self.store.submit(batch) {
+                self.machine.handle_stored(self.clock.now(), Err(error));
+            }
+        }
+        self.store.is_busy()
+    }
+
+    fn take(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Request(request) => self.take_request(request),
+            Incoming::Gone { asker } => {
+                self.sessions.remove(&asker);
+                self.frames.retain(|_, frame| frame.asker != asker);
+                self.machine.handle_gone(self.clock.now(), asker);
+            }
+        }
+    }
+
+    fn take_request(&mut self, request: Request) {
+        let now = self.clock.now();
+        let asker = request.asker();
+        let asks = request.asks();
+        let body = request.body();
+        let number = self.new_frame();
+        let mut frame = Frame {
+            asker,
+            responder: request.responder(),
+            request: request.header(),
+            held: Some(request),
+            open: 0,
+            body: Body::after(BEFORE),
+            touched: true,
+        };
+        let mut waits = false;
+        for (count, message) in Messages::new(&body).enumerate() {
+            if count == MESSAGES_MAX {
+                let text = format!("a request has at most {MESSAGES_MAX} messages");
+                let refusal = Refusal { errno: errno::E2BIG, text };
+                frame.body.answer(0, &Answer::Refused(refusal));
+                break;
+            }
+            let (sequence, asked) = match message {
+                Ok(message) => (message.header.sequence, parse_request(&message)),
+                Err(malformed) => {
+                    let text = malformed.to_string();
+                    (0, Err(Refusal { errno: errno::EINVAL, text }))
+                }
+            };
+            let token = u64::from(number) << 32 | u64::from(sequence);
+            match asked.and_then(|asked| self.permit(asked, asker, asks)) {
+                Ok(Some(command)) => {
+                    waits |= waits_long(&command);
+                    frame.open += 1;
+                    self.machine.handle(now, asker, token, command);
+                }
+                Ok(None) => frame.body.answer(sequence, &Answer::Done),
+                Err(refusal) => frame.body.answer(sequence, &Answer::Refused(refusal)),
+            }
+        }
+        if !asks {
+            return;
+        }
+        if waits {
+            frame.held = None;
+        }
+        self.touched.push(number);
+        self.frames.insert(number, frame);
+    }
+
+    /// The command, if it is one and may be carried out.
+    fn permit(&mut self, asked: Asked, asker: u32, asks: bool) -> Result<Option<Command>, Refusal> {
+        let refuse = |errno, text: &str| Err(Refusal { errno, text: text.to_owned() });
+        match asked {
+            Asked::Command(command) if waits_long(&command) && !asks => {
+                refuse(errno::EINVAL, "whoever takes messages has to ask")
+            }
+            Asked::Command(command) if looks(&command) => {
+                let looks = self.looks.entry(asker).or_default();
+                *looks += 1;
+                let unread = self.sessions.get(&asker).is_some_and(Session::is_behind);
+                if *looks > LOOKS_MAX || unread {
+                    return refuse(errno::EBUSY, "earlier answers are to be read first");
+                }
+                Ok(Some(command))
+            }
+            Asked::Command(command) => Ok(Some(command)),
+            Asked::Shutdown => match &self.shutdown {
+                None => refuse(errno::EPERM, "this broker is not to be shut down from here"),
+                Some(shutdown) => {
+                    shutdown.send_replace(true);
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        let (Effect::Answer { token, .. }
+        | Effect::Deliver { token, .. }
+        | Effect::Parked { token }
+        | Effect::End { token, .. }) = effect;
+        let (number, sequence) = ((token >> 32) as u32, token as u32);
+        let Some(frame) = self.frames.get_mut(&number) else { return };
+        match effect {
+            Effect::Answer { answer, .. } => {
+                frame.open -= u32::from(!matches!(answer, Answer::Subscribed { .. }));
+                frame.body.answer(sequence, &answer);
+            }
+            Effect::Deliver { message, .. } => {
+                let length = message.record.len() + Body::message_overhead();
+                if frame.body.len() > BEFORE && frame.body.len() + length > BEFORE + WHOLE_MAX {
+                    self.flush(number);
+                }
+                let Some(frame) = self.frames.get_mut(&number) else { return };
+                frame.body.message(sequence, &message);
+            }
+            Effect::Parked { .. } => return frame.held = None,
+            Effect::End { refusal, .. } => {
+                frame.open -= 1;
+                frame.body.answer(sequence, &refusal.map_or(Answer::Done, Answer::Refused));
+            }
+        }
+        let Some(frame) = self.frames.get_mut(&number) else { return };
+        if !std::mem::replace(&mut frame.touched, true) {
+            self.touched.push(number);
+        }
+    }
+
+    /// Sends what a frame has to say.
+    fn flush(&mut self, number: u32) {
+        let Some(frame) = self.frames.get_mut(&number) else { return };
+        frame.touched = false;
+        let over = frame.open == 0;
+        if !over && frame.body.len() == BEFORE {
+            return;
+        }
+        let body = std::mem::replace(&mut frame.body, Body::after(BEFORE));
+        let responder = if over { frame.responder.last() } else { frame.responder.clone() };
+        let held = if over { frame.held.take() } else { None };
+        let request = frame.request;
+        let asker = frame.asker;
+        if over {
+            self.frames.remove(&number);
+        }
+        let session = self.sessions.entry(asker).or_insert_with(Session::start);
+        let outgoing = Outgoing { responder, request, bytes: body.into_bytes(), held };
+        if !session.offer(outgoing) {
+            warn!(asker = format_args!("{asker:#010x}"), "it does not read its answers");
+            self.frames.retain(|_, frame| frame.asker != asker);
+            self.machine.handle_gone(self.clock.now(), asker);
+        }
+    }
+
+    fn new_frame(&mut self) -> u32 {
+        loop {
+            self.last_frame = self.last_frame.wrapping_add(1);
+            if !self.frames.contains_key(&self.last_frame) {
+                return self.last_frame;
+            }
+        }
+    }
+}
+
+/// Whether its answer is as long in coming as its asker likes.
+fn waits_long(command: &Command) -> bool {
+    matches!(command, Command::Receive(_) | Command::Subscribe(_) | Command::Trace { .. })
+}
+
+/// Whether its answer may be long.
+fn looks(command: &Command) -> bool {
+    matches!(command, Command::List { .. } | Command::Diagnostics { .. } | Command::Trace { .. })
+}
+
+/// What has come in already.
+async fn ready(provider: &mut Provider) -> Option<Incoming> {
+    std::future::poll_fn(|context| match pin!(provider.next()).poll(context) {
+        Poll::Ready(incoming) => Poll::Ready(incoming),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

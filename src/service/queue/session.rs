@@ -1,0 +1,110 @@
+//! The way back to one asker: a task of its own, so that one that does not read delays nobody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::mpsc;
+
+use crate::endpoint::{Request, RequestError, Responder};
+use crate::wire::{FRAME_MAX, HEADER_LEN, Header, PAYLOAD_MAX, PAYLOAD_OFFSET, align4, nlm};
+
+/// Frames that wait for one asker. It has credit for fewer requests than that, and for fewer deliveries
+/// unless it asked for more than it reads; past it, it is taken to be gone.
+const WAITING_MAX: usize = 4_096;
+
+/// Bytes that wait for one asker, past which it may not look.
+const BEHIND_BYTES: usize = 8 << 20;
+
+/// What stands before the messages in a frame.
+pub(super) const BEFORE: usize = PAYLOAD_OFFSET + HEADER_LEN;
+
+/// The longest body in one frame, in bytes.
+pub(super) const WHOLE_MAX: usize = {
+    let payload = (FRAME_MAX & !3) - PAYLOAD_OFFSET;
+    (if payload < PAYLOAD_MAX { payload } else { PAYLOAD_MAX }) - HEADER_LEN
+};
+
+/// A body on its way to an asker.
+pub(super) struct Outgoing {
+    pub(super) responder: Responder,
+    /// The header of the request.
+    pub(super) request: Header,
+    /// [`BEFORE`] bytes of room, then messages.
+    pub(super) bytes: Vec<u8>,
+    /// Counts against the asker's credit until it is answered.
+    pub(super) held: Option<Request>,
+}
+
+/// The asker, as long as it has not gone.
+pub(super) struct Session {
+    outgoing: mpsc::Sender<Outgoing>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Session {
+    pub(super) fn start() -> Self {
+        let (outgoing, mut waiting) = mpsc::channel::<Outgoing>(WAITING_MAX);
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let bytes = Arc::clone(&waiting_bytes);
+        tokio::spawn(async move {
+            while let Some(outgoing) = waiting.recv().await {
+                bytes.fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
+                if let Err(error) = outgoing.send().await {
+                    tracing::debug!(%error, "an asker is gone");
+                }
+            }
+        });
+        Self { outgoing, waiting_bytes }
+    }
+
+    /// Sends a body without waiting: whether there was room.
+    pub(super) fn offer(&self, outgoing: Outgoing) -> bool {
+        self.waiting_bytes.fetch_add(outgoing.bytes.len(), Ordering::Relaxed);
+        self.outgoing.try_send(outgoing).is_ok()
+    }
+
+    /// Whether much waits for it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.waiting_bytes.load(Ordering::Relaxed) > BEHIND_BYTES
+    }
+}
+
+impl Outgoing {
+    /// As `proto-spec/data.md` says: whole, or in parts and an end.
+    async fn send(self) -> Result<(), RequestError> {
+        let Self { responder, request, mut bytes, held } = self;
+        let length = bytes.len() - BEFORE;
+        let sent = if length <= WHOLE_MAX {
+            let header = header_of(&request, nlm::DATA, 0, length);
+            bytes[PAYLOAD_OFFSET..BEFORE].copy_from_slice(&header.to_bytes());
+            bytes.resize(align4(bytes.len()), 0);
+            responder.send_in_place(&mut bytes, HEADER_LEN + length).await
+        } else {
+            send_parts(&responder, &request, &bytes[BEFORE..]).await
+        };
+        drop(held);
+        sent
+    }
+}
+
+async fn send_parts(
+    responder: &Responder,
+    request: &Header,
+    body: &[u8],
+) -> Result<(), RequestError> {
+    let before = responder.not_last();
+    for part in body.chunks(WHOLE_MAX & !3) {
+        let mut message = header_of(request, nlm::DATA, nlm::MULTI, part.len()).to_bytes().to_vec();
+        message.extend_from_slice(part);
+        before.send(&message).await?;
+    }
+    let mut done = header_of(request, nlm::DONE, nlm::MULTI, 8).to_bytes().to_vec();
+    done.extend_from_slice(&0_u32.to_le_bytes());
+    done.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    responder.send(&done).await
+}
+
+fn header_of(request: &Header, kind: u16, flags: u16, length: usize) -> Header {
+    let &Header { sequence, pid, .. } = request;
+    Header { length: (HEADER_LEN + length) as u32, kind, flags, sequence, pid }
+}

@@ -1,0 +1,364 @@
+//! The database: its tables, what is read from them, and how an [`Op`] changes them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, Transaction, params};
+use tracing::error;
+
+use super::open::{DAMAGED_TEXT, OpenError, StoreOptions};
+use super::{Loaded, LoadedQueue, Op, Seen, SendId, StoreError, Stored, Time};
+
+/// "nlbq", so that no other program's database is taken for ours.
+const APPLICATION_ID: i32 = 0x6e6c_6271;
+
+const VERSION: i32 = 1;
+
+/// Senders that are remembered; past that who has not sent for the longest time is forgotten.
+const SENDERS_MAX: usize = 65_536;
+
+const SCHEMA: &str = "
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE queues (queue INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, options BLOB NOT NULL,
+        next_id INTEGER NOT NULL);
+    CREATE TABLE messages (key INTEGER PRIMARY KEY, queue INTEGER NOT NULL, id INTEGER NOT NULL,
+        arrived INTEGER NOT NULL, expires INTEGER, attempts INTEGER NOT NULL, sender BLOB, sequence INTEGER,
+        crc INTEGER NOT NULL, record BLOB NOT NULL);
+    CREATE TABLE senders (sender BLOB PRIMARY KEY, used INTEGER NOT NULL, seen BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE quarantine (name TEXT NOT NULL, id INTEGER NOT NULL, reason TEXT NOT NULL, crc INTEGER,
+        record BLOB);
+    INSERT INTO meta VALUES ('epoch', 0), ('id_floor', 1), ('last_key', 0);
+";
+
+/// An open database, and what of it is kept in memory to be written.
+pub(super) struct Database {
+    connection: Connection,
+    senders: HashMap<u128, Sender>,
+    /// Senders in the order in which they last sent.
+    order: BTreeMap<u64, u128>,
+    last_use: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Sender {
+    seen: Seen,
+    used: u64,
+}
+
+impl Database {
+    pub(super) fn open(
+        directory: &Path,
+        options: StoreOptions,
+    ) -> Result<(Self, Loaded), OpenError> {
+        let path = directory.join("queues.db");
+        // SQLite gives its other files the mode of this one
+        let made = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        made.map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let unreadable = |reason: String| OpenError::Unreadable { path: path.clone(), reason };
+        let mut connection = Connection::open(&path).map_err(|e| unreadable(e.to_string()))?;
+        let loaded = prepare(&mut connection, options).and_then(|refused| match refused {
+            Some(reason) => Ok(Err(reason)),
+            None => load(&mut connection).map(Ok),
+        });
+        let loaded = loaded.map_err(|e| unreadable(e.to_string()))?.map_err(unreadable)?;
+        // what was made is found again after a power cut
+        let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
+        let mut database =
+            Self { connection, senders: HashMap::new(), order: BTreeMap::new(), last_use: 0 };
+        for (sender, seen) in &loaded.senders {
+            database.use_sender(*sender, seen.clone());
+        }
+        Ok((database, loaded))
+    }
+
+    /// Carries out all of it in one transaction, on disk when this returns, or none of it.
+    pub(super) fn commit<'o>(
+        &mut self,
+        ops: impl Iterator<Item = &'o Op>,
+    ) -> Result<(), StoreError> {
+        let mut pending = Pending::default();
+        let transaction = self.connection.transaction();
+        let done = transaction.and_then(|transaction| {
+            for op in ops {
+                pending.apply(&transaction, op, &self.senders)?;
+            }
+            pending.finish(&transaction, self.last_use)?;
+            transaction.commit()
+        });
+        done.map_err(|error| {
+            error!(%error, "cannot write the state");
+            match error.sqlite_error_code() {
+                Some(ErrorCode::DiskFull) => StoreError::Full,
+                _ => StoreError::Io,
+            }
+        })?;
+        for (sender, seen) in pending.senders {
+            self.use_sender(sender, seen);
+        }
+        while self.senders.len() > SENDERS_MAX
+            && let Some((_, sender)) = self.order.pop_first()
+        {
+            self.senders.remove(&sender);
+        }
+        Ok(())
+    }
+
+    fn use_sender(&mut self, sender: u128, seen: Seen) {
+        self.last_use += 1;
+        let entry = self.senders.entry(sender).or_default();
+        self.order.remove(&entry.used);
+        *entry = Sender { seen, used: self.last_use };
+        self.order.insert(self.last_use, sender);
+    }
+}
+
+/// What a transaction writes once at its end.
+#[derive(Default)]
+struct Pending {
+    senders: HashMap<u128, Seen>,
+    next_ids: HashMap<u32, u64>,
+    last_key: u64,
+    id_floor: u64,
+}
+
+impl Pending {
+    fn apply(
+        &mut self,
+        transaction: &Transaction<'_>,
+        op: &Op,
+        senders: &HashMap<u128, Sender>,
+    ) -> rusqlite::Result<()> {
+        match op {
+            Op::Create { queue, name, options, first_id } => {
+                let mut insert = transaction
+                    .prepare_cached("INSERT OR REPLACE INTO queues VALUES (?1, ?2, ?3, ?4)")?;
+                insert.execute(params![queue, name, &options[..], *first_id as i64])?;
+            }
+            Op::Destroy { queue, id_floor } => {
+                self.next_ids.remove(queue);
+                self.id_floor = self.id_floor.max(*id_floor);
+                for table in ["queues", "messages"] {
+                    let sql = format!("DELETE FROM {table} WHERE queue = ?1");
+                    transaction.prepare_cached(&sql)?.execute([queue])?;
+                }
+            }
+            Op::Put(message) => self.put(transaction, message, senders)?,
+            Op::Delete { key } => {
+                let mut delete =
+                    transaction.prepare_cached("DELETE FROM messages WHERE key = ?1")?;
+                delete.execute([*key as i64])?;
+            }
+            Op::Attempts { key, attempts } => {
+                let sql = "UPDATE messages SET attempts = ?2 WHERE key = ?1";
+                transaction.prepare_cached(sql)?.execute(params![*key as i64, attempts])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        transaction: &Transaction<'_>,
+        message: &Stored,
+        senders: &HashMap<u128, Sender>,
+    ) -> rusqlite::Result<()> {
+        let sender = message.send_id.map(|send_id| send_id.sender.to_le_bytes());
+        let sequence = message.send_id.map(|send_id| send_id.sequence as i64);
+        let mut insert = transaction.prepare_cached(
+            "INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?;
+        insert.execute(params![
+            message.key as i64,
+            message.queue,
+            message.id as i64,
+            message.arrived.0 as i64,
+            message.expires.map(|expires| expires.0 as i64),
+            message.attempts,
+            sender,
+            sequence,
+            checksum(message),
+            &message.record[..],
+        ])?;
+        self.last_key = self.last_key.max(message.key);
+        let next_id = self.next_ids.entry(message.queue).or_default();
+        *next_id = (*next_id).max(message.id + 1);
+        if let Some(SendId { sender, sequence }) = message.send_id {
+            let known = || senders.get(&sender).map(|sender| sender.seen.clone());
+            let seen = self.senders.entry(sender);
+            seen.or_insert_with(|| known().unwrap_or_default()).insert(sequence);
+        }
+        Ok(())
+    }
+
+    fn finish(&self, transaction: &Transaction<'_>, last_use: u64) -> rusqlite::Result<()> {
+        for (queue, next_id) in &self.next_ids {
+            let sql = "UPDATE queues SET next_id = max(next_id, ?2) WHERE queue = ?1";
+            transaction.prepare_cached(sql)?.execute(params![queue, *next_id as i64])?;
+        }
+        let sql = "INSERT OR REPLACE INTO senders VALUES (?1, ?2, ?3)";
+        for (sender, seen) in &self.senders {
+            let row = params![sender.to_le_bytes(), last_use as i64, seen.to_bytes()];
+            transaction.prepare_cached(sql)?.execute(row)?;
+        }
+        for (name, value) in [("last_key", self.last_key), ("id_floor", self.id_floor)] {
+            if value > 0 {
+                let sql = "UPDATE meta SET value = max(value, ?2) WHERE name = ?1";
+                transaction.prepare_cached(sql)?.execute(params![name, value as i64])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the tables, or sees that they are ours: else why not.
+fn prepare(connection: &mut Connection, options: StoreOptions) -> rusqlite::Result<Option<String>> {
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
+    if tables == 0 && application == 0 {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()?;
+    } else if application != APPLICATION_ID {
+        return Ok(Some("it is not a state of nlbus".to_owned()));
+    } else if version != VERSION {
+        return Ok(Some(format!("it is of version {version}, not {VERSION}")));
+    }
+    if let Some(bytes) = options.bytes_max {
+        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let pages = (bytes / page.max(1) as u64).clamp(1, u32::MAX.into()) as i64;
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+    }
+    Ok(None)
+}
+
+fn load(connection: &mut Connection) -> rusqlite::Result<Loaded> {
+    let transaction = connection.transaction()?;
+    transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'epoch'", [])?;
+    // senders beyond what is remembered
+    let sql = "DELETE FROM senders WHERE sender NOT IN
+        (SELECT sender FROM senders ORDER BY used DESC LIMIT ?1)";
+    transaction.execute(sql, [SENDERS_MAX as i64])?;
+    let meta = |name: &str| {
+        let sql = "SELECT value FROM meta WHERE name = ?1";
+        transaction.query_row(sql, [name], |row| row.get::<_, i64>(0))
+    };
+    let mut loaded = Loaded {
+        epoch: meta("epoch")? as u32,
+        id_floor: meta("id_floor")? as u64,
+        last_key: meta("last_key")? as u64,
+        ..Loaded::default()
+    };
+    {
+        let sql = "SELECT queue, name, options, next_id FROM queues ORDER BY queue";
+        let mut select = transaction.prepare(sql)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            loaded.queues.push(LoadedQueue {
+                queue: row.get(0)?,
+                name: row.get(1)?,
+                options: row.get::<_, Vec<u8>>(2)?.into(),
+                next_id: row.get::<_, i64>(3)? as u64,
+            });
+        }
+        let mut select = transaction.prepare("SELECT sender, seen FROM senders ORDER BY used")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let sender = row.get::<_, Vec<u8>>(0)?.try_into().ok().map(u128::from_le_bytes);
+            let seen = Seen::from_bytes(&row.get::<_, Vec<u8>>(1)?);
+            match sender.zip(seen) {
+                Some(sender) => loaded.senders.push(sender),
+                None => {
+                    error!("what a sender had sent is damaged: repeated messages may come twice")
+                }
+            }
+        }
+    }
+    load_messages(&transaction, &mut loaded)?;
+    transaction.commit()?;
+    Ok(loaded)
+}
+
+/// Reads the messages; those that are damaged, or have no queue, are put aside.
+fn load_messages(transaction: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
+    let names: HashMap<u32, &str> =
+        loaded.queues.iter().map(|queue| (queue.queue, queue.name.as_str())).collect();
+    let mut select = transaction.prepare("SELECT * FROM messages ORDER BY key")?;
+    let mut rows = select.query([])?;
+    let mut aside = Vec::new();
+    while let Some(row) = rows.next()? {
+        let key = row.get::<_, i64>(0)?;
+        let queue = row.get::<_, u32>(1).unwrap_or_default();
+        let reason = match message(row) {
+            Some((message, crc)) if checksum(&message) == crc => {
+                if names.contains_key(&message.queue) {
+                    loaded.messages.push(message);
+                    continue;
+                }
+                "no such queue"
+            }
+            _ => DAMAGED_TEXT,
+        };
+        let name = names.get(&queue).copied().unwrap_or_default();
+        let id = row.get::<_, i64>(2).unwrap_or_default();
+        error!(queue = name, id, reason, "a message is put aside");
+        aside.push((key, name.to_owned(), id, reason));
+    }
+    for (key, name, id, reason) in aside {
+        let sql =
+            "INSERT INTO quarantine SELECT ?2, ?3, ?4, crc, record FROM messages WHERE key = ?1";
+        transaction.execute(sql, params![key, name, id, reason])?;
+        transaction.execute("DELETE FROM messages WHERE key = ?1", [key])?;
+    }
+    let mut select = transaction.prepare("SELECT name, id FROM quarantine")?;
+    let quarantined =
+        select.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
+    loaded.quarantined = quarantined.collect::<Result<_, _>>()?;
+    Ok(())
+}
+
+/// A row and its checksum; `None` if a value is of a wrong type.
+fn message(row: &rusqlite::Row<'_>) -> Option<(Stored, u32)> {
+    let number = |at: usize| row.get::<_, i64>(at).ok().map(|number| number as u64);
+    let sender = row.get::<_, Option<Vec<u8>>>(6).ok()?;
+    let send_id = match sender {
+        None => None,
+        Some(sender) => Some(SendId {
+            sender: u128::from_le_bytes(sender.try_into().ok()?),
+            sequence: number(7)?,
+        }),
+    };
+    let message = Stored {
+        key: number(0)?,
+        queue: row.get(1).ok()?,
+        id: number(2)?,
+        arrived: Time(number(3)?),
+        expires: row.get::<_, Option<i64>>(4).ok()?.map(|time| Time(time as u64)),
+        attempts: row.get(5).ok()?,
+        send_id,
+        record: row.get::<_, Vec<u8>>(9).ok()?.into(),
+    };
+    Some((message, row.get(8).ok()?))
+}
+
+/// CRC-32C of all that does not change later: numbers as 8 bytes, little-endian, then the record.
+fn checksum(message: &Stored) -> u32 {
+    let Stored { key, queue, id, arrived, expires, send_id, record, .. } = message;
+    let expires = expires.map_or(u64::MAX, |time| time.0);
+    let numbers = [*key, u64::from(*queue), *id, arrived.0, expires];
+    let mut crc = crc32c::crc32c(numbers.map(u64::to_le_bytes).as_flattened());
+    if let Some(SendId { sender, sequence }) = send_id {
+        crc = crc32c::crc32c_append(crc, &sender.to_le_bytes());
+        crc = crc32c::crc32c_append(crc, &sequence.to_le_bytes());
+    }
+    crc32c::crc32c_append(crc, record)
+}
