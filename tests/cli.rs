@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nlbus::wire::{EnvelopeHead, MessageBuilder, Messages, flag, nlm};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use support_node::fake::fake_server;
-use support_node::frames::{ask, data, head_of, message, payload_of, split};
+use support_node::frames::{ask, control, data, head_of, message, payload_of, split};
 use tempfile::TempDir;
 
 /// Nothing here takes this long unless it hangs.
@@ -354,6 +354,10 @@ fn an_idle_client_does_not_keep_it_from_ending() {
     let mut serve = Serve::start(&["tcp://127.0.0.1:0"]);
     let mut idle = TcpStream::connect(serve.urls[0].strip_prefix("tcp://").unwrap()).unwrap();
     idle.set_read_timeout(Some(HANGS)).unwrap();
+    // one that is not accepted yet is reset
+    let hello = control(0, 1, nlbus::wire::Command::Hello, |control| Ok(control));
+    idle.write_all(&hello).unwrap();
+    assert_ne!(idle.read(&mut [0; 1_024]).unwrap(), 0);
     serve.process.signal(Signal::TERM);
     assert_eq!(idle.read(&mut [0]).unwrap(), 0);
     assert_eq!(serve.process.end(), Some(0));

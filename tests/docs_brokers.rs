@@ -197,7 +197,10 @@ fn the_configuration_files_of_the_reference_can_be_used() {
     let configurations = blocks(&document, "toml");
     let [serve, client] = &configurations[..] else { panic!("{configurations:?}") };
     let socket = format!("unix://{}", text(&authority.path("x.sock")));
+    let state = authority.path("state");
+    std::fs::create_dir(&state).unwrap();
     let serve = serve
+        .replace("/var/lib/nlbus", text(&state))
         .replace("tls://0.0.0.0:9824", "tls://localhost:0")
         .replace("unix:///run/nlbus.sock", &socket)
         .replace("netns = \"blue\"", "netns = \"/proc/self/ns/net\"")

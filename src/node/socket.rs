@@ -55,42 +55,15 @@ pub(super) async fn run_link(
     made: Made,
     first_frame_by: Option<Instant>,
 ) {
-    let peer = stream.peer.to_string();
-    let bytes_max = shared.options.outbox_bytes_max;
-    let outbox = Outbox::new(stream.writer, bytes_max, false, Arc::clone(&shared.spare));
-    let outbox = Arc::new(outbox);
-    let mut greeting = Actions::default();
-    let id = {
-        let mut core = lock(&shared.core);
-        let id = match made {
-            Made::There => {
-                let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
-                core.broker.link_up(LinkKind::stream(access).peer(peer))
-            }
-            Made::Here { uplink, access } => {
-                let kind = LinkKind::stream(access).peer(peer);
-                core.broker.uplink_up(uplink, kind, &mut greeting)
-            }
-        };
-        if let Some(id) = id {
-            core.set_target(id, Target::Socket(Arc::clone(&outbox)));
-        }
-        id
-    };
-    let Some(id) = id else {
+    let Some((id, outbox, mut reader)) = link_up(shared, stream, made) else {
         warn!("refused: as many links are up as may be");
         return;
     };
-    outbox.report_to(Arc::clone(&shared.pressure), id);
-    // it is the first that is sent, so there is room
-    outbox.push(&greeting.scratch, Delivery::Must);
-    outbox.flush();
     info!(link = %id, "up");
     let writer = tokio::spawn({
         let outbox = Arc::clone(&outbox);
         async move { outbox.write_loop().await }
     });
-    let mut reader = stream.reader;
     let end = tokio::select! {
         () = shared.stopped(Stop::Drain) => End::Stopping,
         () = outbox.closed() => End::Outbox,
@@ -122,6 +95,38 @@ pub(super) async fn run_link(
         let _ = timeout(shared.options.linger_max, discard(&mut reader)).await;
     }
     report(id, &end, written);
+}
+
+/// The link, and the two directions of its connection; `None` if it is refused. Apart from
+/// [`run_link`], whose future lives as long as the link, so that nothing of this lives with it.
+fn link_up(shared: &Shared, stream: Stream, made: Made) -> Option<(LinkId, Arc<Outbox>, Reader)> {
+    let peer = stream.peer.to_string();
+    let bytes_max = shared.options.outbox_bytes_max;
+    let outbox = Outbox::new(stream.writer, bytes_max, false, Arc::clone(&shared.spare));
+    let outbox = Arc::new(outbox);
+    let mut greeting = Actions::default();
+    let id = {
+        let mut core = lock(&shared.core);
+        let id = match made {
+            Made::There => {
+                let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
+                core.broker.link_up(LinkKind::stream(access).peer(peer))
+            }
+            Made::Here { uplink, access } => {
+                let kind = LinkKind::stream(access).peer(peer);
+                core.broker.uplink_up(uplink, kind, &mut greeting)
+            }
+        };
+        if let Some(id) = id {
+            core.set_target(id, Target::Socket(Arc::clone(&outbox)));
+        }
+        id?
+    };
+    outbox.report_to(Arc::clone(&shared.pressure), id);
+    // it is the first that is sent, so there is room
+    outbox.push(&greeting.scratch, Delivery::Must);
+    outbox.flush();
+    Some((id, outbox, stream.reader))
 }
 
 /// Reads and forgets until the peer closes. A socket that is closed with bytes unread, or gets some
