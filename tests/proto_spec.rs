@@ -169,6 +169,7 @@ fn envelope_constants() -> BTreeMap<String, u64> {
         ("hops-mask", flag::HOPS_MASK.into()),
         ("hops-max", flag::HOPS_MAX.into()),
         ("subscribers", address::SUBSCRIBERS.into()),
+        ("foreign", address::FOREIGN.into()),
         ("subsystem-first", address::SUBSYSTEM_FIRST.into()),
         ("subsystem-last", address::SUBSYSTEM_LAST.into()),
         ("return-first", address::RETURN_FIRST.into()),

@@ -6,7 +6,7 @@ use super::action::{Actions, Delivery, Source};
 use super::link::{Carrier, LinkId};
 use super::subscriptions::is_overrun;
 use super::{Broker, Names, RETURN_BASE, has_gone_far};
-use crate::wire::{Broadcast, Envelope, EnvelopeHead, MessageBuilder, flag, nlm};
+use crate::wire::{Broadcast, Envelope, EnvelopeHead, MessageBuilder, address, flag, nlm};
 
 /// A broadcast on its way out: where it begins, and whom it may reach.
 struct Event<'e> {
@@ -50,7 +50,10 @@ impl Broker {
                 return;
             }
         }
-        let wiped = EnvelopeHead { src, ..EnvelopeHead::default() };
+        let foreign = far && src == 0 && head.src != 0;
+        // the next broker has to know that some subsystem did, and which links may not hear of it
+        let said = if foreign { address::FOREIGN } else { src };
+        let wiped = EnvelopeHead { src: said, ..EnvelopeHead::default() };
         let marked = match far {
             true if head.pid != 0 => EnvelopeHead {
                 flags: head.flags & flag::HOPS_MASK,
@@ -76,7 +79,7 @@ impl Broker {
         let event = Event {
             via: far.then_some(from),
             src,
-            foreign: far && src == 0 && head.src != 0,
+            foreign,
             far: has_gone_far(&head),
             behind: &behind,
             frame,

@@ -25,8 +25,11 @@ use crate::wire::{
     LEGACY_FRAME_MAX, TooBig, errno, flag, mode,
 };
 
-/// How many commands may wait for their broker to know a name, for each name that is asked for.
-const WAITERS_MAX: usize = 1_024;
+/// How many bytes the commands may have that wait for one neighbour to know names.
+const WAITING_BYTES_MAX: usize = 256 * 1024;
+
+/// How many brokers a name may lead through; frames get no further than half as many.
+const NAME_PARTS_MAX: usize = 16;
 
 /// How many commands to a neighbour are remembered until it has answered them.
 const PENDING_MAX: usize = 65_536;
@@ -44,6 +47,8 @@ pub(super) struct Far {
     /// Subscriptions there, and the number and hops of each.
     told: HashMap<Arc<Filter>, (u32, u32)>,
     next_cid: u32,
+    /// Of the frames that wait in `pending`.
+    waiting_bytes: usize,
     /// Return addresses that it has seen, and is told of when they go.
     knows: HashSet<u32>,
 }
@@ -57,6 +62,7 @@ impl Far {
             pending: HashMap::new(),
             told: HashMap::new(),
             next_cid: CID_CHOSEN_FIRST,
+            waiting_bytes: 0,
             knows: HashSet::new(),
         }
     }
@@ -172,6 +178,10 @@ impl Broker {
     ) {
         let Some(far) = self.links.get_mut(from).and_then(|link| link.far.as_mut()) else { return };
         let Some(pending) = far.pending.remove(&sequence) else { return };
+        if let Pending::Resolve { waiting, .. } = &pending {
+            let bytes: usize = waiting.iter().map(|(_, frame)| frame.len()).sum();
+            far.waiting_bytes = far.waiting_bytes.saturating_sub(bytes);
+        }
         let refused = match control.command() {
             Some(Command::Ack) => None,
             _ => Some(Refusal {
@@ -232,7 +242,7 @@ impl Broker {
         far.ready = true;
         if known {
             let theirs = hello.frame_max.map_or(LEGACY_FRAME_MAX, |max| max as usize);
-            link.frame_max = theirs.clamp(LEGACY_FRAME_MAX, ours);
+            link.frame_max = theirs.max(LEGACY_FRAME_MAX).min(ours);
             link.greeted = true;
             actions.push(Action::Greeted { link: id });
         }
@@ -347,9 +357,25 @@ impl Broker {
         frame: &[u8],
         actions: &mut Actions,
     ) -> Result<(), Refusal> {
+        let max = self.limits.name_bytes_max;
+        if name.len() > max {
+            return refuse(errno::EINVAL, format!("a name has 1 to {max} bytes"));
+        }
+        if name.matches(AT).count() > NAME_PARTS_MAX {
+            return refuse(errno::ELOOP, "too many brokers on the way");
+        }
         let Some(id) = self.uplinks.get(uplink).and_then(|uplink| uplink.link) else {
             return refuse(errno::EHOSTUNREACH, format!("the link to {name:?} is down"));
         };
+        let far = self.links.get(id).and_then(|link| link.far.as_ref());
+        let waiting = far.map_or(0, |far| far.waiting_bytes);
+        if waiting + frame.len() > WAITING_BYTES_MAX {
+            self.counters.over_limit += 1;
+            return refuse(errno::EBUSY, "too many ask for names of that broker");
+        }
+        if let Some(far) = self.links.get_mut(id).and_then(|link| link.far.as_mut()) {
+            far.waiting_bytes += frame.len();
+        }
         let far = self.links.get_mut(id).and_then(|link| link.far.as_mut());
         let under_way = far.and_then(|far| {
             far.pending.values_mut().find_map(|pending| match pending {
@@ -358,10 +384,6 @@ impl Broker {
             })
         });
         match under_way {
-            Some(waiting) if waiting.len() >= WAITERS_MAX => {
-                self.counters.over_limit += 1;
-                refuse(errno::EBUSY, "too many ask for this name")
-            }
             Some(waiting) => {
                 waiting.push((from, frame.to_vec()));
                 Ok(())
@@ -466,8 +488,10 @@ impl Broker {
     /// Frees a return address, and tells everybody who may keep something for it.
     pub(super) fn forget_return(&mut self, address: u32, actions: &mut Actions) {
         self.returns.remove(address);
-        for to in self.links.local_providers() {
-            actions.push(Action::Gone { to, address });
+        for to in &self.local_links {
+            if self.links.get(*to).is_some_and(|link| link.provides > 0) {
+                actions.push(Action::Gone { to: *to, address });
+            }
         }
         for id in self.far_links.clone() {
             let far = self.links.get_mut(id).and_then(|link| link.far.as_mut());

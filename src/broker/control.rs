@@ -319,7 +319,11 @@ impl Broker {
         if link.ports.contains_key(&port) {
             return refuse(errno::EEXIST, format!("port {port} has an address already"));
         }
-        if link.ports.len() >= self.limits.ports_per_link_max {
+        let ports_max = match link.far {
+            Some(_) => self.limits.ports_per_broker_max,
+            None => self.limits.ports_per_link_max,
+        };
+        if link.ports.len() >= ports_max {
             self.counters.over_limit += 1;
             return refuse(errno::ENOSPC, "this link has as many ports as it may");
         }

@@ -4,8 +4,11 @@ use super::action::{Actions, Delivery, Source};
 use super::link::{self, Carrier, Choice, LinkId};
 use super::open::Open;
 use super::subsystems::{Provider, Subsystems, Wanted};
+use super::uplinks::AT;
 use super::{Access, Broker, Names, RETURN_BASE, has_gone_far};
-use crate::wire::{EnvelopeHead, ErrorMessage, Header, PAYLOAD_OFFSET, errno, flag, nlm};
+use crate::wire::{
+    EnvelopeHead, ErrorMessage, HEADER_LEN, Header, PAYLOAD_OFFSET, errno, flag, nlm,
+};
 
 impl Broker {
     /// A frame for a subsystem, or for an address that means nothing.
@@ -18,7 +21,8 @@ impl Broker {
         frame: &mut [u8],
         actions: &mut Actions,
     ) {
-        let Some(provider) = self.pick(from, at, &head) else {
+        let part = part_of(frame);
+        let Some(provider) = self.pick(from, at, &head, part) else {
             return self.unreached(from, at, head, frame, actions);
         };
         let (to, port) = (provider.link, provider.port);
@@ -37,7 +41,7 @@ impl Broker {
         };
         let delivery =
             match head.flags & flag::ASK == 0 && self.subsystems.providers_len(head.dst) > 1 {
-                true if !is_part(frame) => Delivery::Share(head.dst),
+                true if part == Part::None => Delivery::Share(head.dst),
                 _ => Delivery::Hold,
             };
         EnvelopeHead::rewrite(frame, port, src);
@@ -116,6 +120,11 @@ impl Broker {
         };
         EnvelopeHead::rewrite(frame, port, src);
         actions.send(to, Source::Input, at..at + frame.len(), Delivery::Reply);
+        if src >= RETURN_BASE
+            && let Some(far) = self.links.get_mut(to).and_then(|link| link.far.as_mut())
+        {
+            far.saw(src);
+        }
         self.counters.replies += 1;
         if head.flags & (flag::LAST | flag::EXCEPTION) != 0
             && let Some(link) = self.links.get_mut(from)
@@ -127,7 +136,33 @@ impl Broker {
     /// The provider that takes a frame at `at`; `None` if there is none, or none that this link may reach.
     /// Of what is pushed in one read each of several providers gets a run.
     #[inline]
-    fn pick(&mut self, from: LinkId, at: usize, head: &EnvelopeHead) -> Option<Provider> {
+    fn pick(
+        &mut self,
+        from: LinkId,
+        at: usize,
+        head: &EnvelopeHead,
+        part: Part,
+    ) -> Option<Provider> {
+        if part == Part::None {
+            return self.pick_any(from, at, head);
+        }
+        let pick = (head.dst, head.src, head.sequence);
+        let known = self.links.get(from)?.parts.as_ref().and_then(|parts| parts.get(&pick));
+        let provider = match known.filter(|known| self.subsystems.provides(head.dst, known)) {
+            Some(known) => known,
+            None => self.pick_any(from, at, head)?,
+        };
+        let parts = self.links.get_mut(from)?.parts.get_or_insert_default();
+        match part {
+            Part::Last => parts.remove(&pick),
+            _ if known != Some(provider) => parts.insert(pick, provider),
+            _ => {}
+        }
+        Some(provider)
+    }
+
+    #[inline]
+    fn pick_any(&mut self, from: LinkId, at: usize, head: &EnvelopeHead) -> Option<Provider> {
         let (batch, batch_end) = (self.batch, self.batch_end);
         let pick = (head.dst, head.src, head.sequence);
         let link = self.links.get_mut(from)?;
@@ -185,13 +220,15 @@ impl Broker {
         }
     }
 
-    /// Another provider of a subsystem that has room for what a link has pushed: its link and port. `None`
-    /// if for each much is waiting.
-    pub fn share(&mut self, from: LinkId, subsystem: u32) -> Option<(LinkId, u32)> {
+    /// Another provider of a subsystem that has room for what a link has pushed, of which the longest frame is
+    /// `longest` bytes: its link and port. `None` if for each much is waiting.
+    pub fn share(&mut self, from: LinkId, subsystem: u32, longest: usize) -> Option<(LinkId, u32)> {
         let wanted = self.wanted(from, subsystem)?;
         let provider = self.subsystems.next_provider(subsystem, wanted, &self.links)?;
-        let slow = self.links.get(provider.link).is_none_or(|link| link.slow);
-        (!slow).then_some((provider.link, provider.port))
+        let link = self.links.get(provider.link)?;
+        // what has been decided for the first one need not hold for another broker
+        let takes = !link.slow && link.frame_max >= longest && link.far.is_none();
+        takes.then_some((provider.link, provider.port))
     }
 
     pub(super) fn may_read(&self, link: LinkId, subsystem: u32) -> bool {
@@ -213,7 +250,7 @@ impl Broker {
             let text = format!("this link may not use {:#010x}", head.dst);
             return self.bounce(from, head, frame, errno::EPERM, &text, actions);
         }
-        if self.subsystems.name(head.dst).is_some_and(|name| self.uplinks.split(name).is_some()) {
+        if self.subsystems.name(head.dst).is_some_and(|name| name.contains(AT)) {
             // not for the subscribers here, whatever it is
             let text = format!("the broker behind {:#010x} is not linked now", head.dst);
             return self.bounce(from, head, frame, errno::EHOSTUNREACH, &text, actions);
@@ -246,11 +283,25 @@ impl Broker {
     }
 }
 
-/// Whether a frame holds one of several parts of a message, which have to stay together.
-fn is_part(frame: &[u8]) -> bool {
-    const FLAGS_AT: usize = PAYLOAD_OFFSET + 6;
-    let flags = frame.get(FLAGS_AT..FLAGS_AT + 2);
-    flags.is_some_and(|flags| u16::from_le_bytes([flags[0], flags[1]]) & nlm::MULTI != 0)
+/// What a frame holds of a message that comes in several, which have to stay together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    None,
+    Some,
+    Last,
+}
+
+/// What is no netlink message is whole.
+#[inline]
+fn part_of(frame: &[u8]) -> Part {
+    let Some(payload) = frame.get(PAYLOAD_OFFSET..) else { return Part::None };
+    let Some([l0, l1, l2, l3, k0, k1, f0, f1]) = payload.first_chunk() else { return Part::None };
+    let length = u32::from_le_bytes([*l0, *l1, *l2, *l3]) as usize;
+    let sound = (HEADER_LEN..=payload.len()).contains(&length);
+    if !sound || u16::from_le_bytes([*f0, *f1]) & nlm::MULTI == 0 {
+        return Part::None;
+    }
+    if u16::from_le_bytes([*k0, *k1]) == nlm::DONE { Part::Last } else { Part::Some }
 }
 
 fn may_hear(subsystems: &Subsystems, link: &link::Link, subsystem: u32) -> bool {

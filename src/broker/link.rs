@@ -77,6 +77,36 @@ impl LinkKind {
 /// What parts of one message have in common: `dst`, `src` and sequence number.
 pub(super) type Pick = (u32, u32, u32);
 
+/// How many messages in parts are kept in each half of [`Parts`].
+const PARTS_MAX: usize = 1_024;
+
+/// Which provider the first part of a message went to. When one half is full it is the older one, and what was
+/// that is forgotten: messages of which no part came for as long.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    young: HashMap<Pick, Provider>,
+    old: HashMap<Pick, Provider>,
+}
+
+impl Parts {
+    pub(super) fn get(&self, pick: &Pick) -> Option<Provider> {
+        self.young.get(pick).or_else(|| self.old.get(pick)).copied()
+    }
+
+    pub(super) fn insert(&mut self, pick: Pick, provider: Provider) {
+        if self.young.len() >= PARTS_MAX {
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+        self.young.insert(pick, provider);
+    }
+
+    pub(super) fn remove(&mut self, pick: &Pick) {
+        self.young.remove(pick);
+        self.old.remove(pick);
+    }
+}
+
 /// The provider of a subsystem for one read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
@@ -121,6 +151,8 @@ pub(super) struct Link {
     /// The provider of the last request: what follows under the same number goes there too, for it may be
     /// another part of the same message.
     pub(super) last_pick: Option<(Pick, Provider)>,
+    /// The providers of messages that come in parts, whatever comes between them.
+    pub(super) parts: Option<Box<Parts>>,
     /// The provider that goes on taking what comes in the same read.
     pub(super) choice: Option<Choice>,
     /// What it has been asked and has not answered.
@@ -151,6 +183,7 @@ impl Link {
             greeted: local,
             frame_max: if local { frame_max } else { LEGACY_FRAME_MAX.min(frame_max) },
             last_pick: None,
+            parts: None,
             choice: None,
             open: OpenRequests::default(),
             ports: HashMap::new(),
@@ -229,13 +262,5 @@ impl Links {
     pub(super) fn iter_from(&self, from: usize) -> impl Iterator<Item = (u32, &Link)> {
         let slots = self.slots.iter().enumerate().skip(from);
         slots.filter_map(|(index, slot)| Some((index as u32, slot.link.as_ref()?)))
-    }
-
-    pub(super) fn local_providers(&self) -> impl Iterator<Item = LinkId> {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            let link = slot.link.as_ref()?;
-            (link.carrier == Carrier::Local && link.provides > 0)
-                .then_some(LinkId { index: index as u32, generation: slot.generation })
-        })
     }
 }

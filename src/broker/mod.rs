@@ -97,6 +97,8 @@ pub struct Broker {
     uplinks: Uplinks,
     /// Links to other brokers, whoever made them.
     far_links: Vec<LinkId>,
+    /// Links inside the process.
+    local_links: Vec<LinkId>,
     interests: Interests,
     origins: Origins,
     /// What REGISTER has to say.
@@ -123,6 +125,7 @@ impl Broker {
             sequence: 0,
             uplinks: Uplinks::default(),
             far_links: Vec::new(),
+            local_links: Vec::new(),
             interests: Interests::default(),
             origins: Origins::default(),
             secret: None,
@@ -167,7 +170,12 @@ impl Broker {
             return None;
         }
         let cids = self.limits.subscriptions_per_link_max.min(1_024);
-        Some(self.links.insert(kind, self.limits.frame_bytes_max, cids))
+        let local = kind.carrier == Carrier::Local;
+        let id = self.links.insert(kind, self.limits.frame_bytes_max, cids);
+        if local {
+            self.local_links.push(id);
+        }
+        Some(id)
     }
 
     /// Forgets a link and everything that was its own.
@@ -175,6 +183,9 @@ impl Broker {
         let behind = self.behind(id);
         let Some(mut link) = self.links.remove(id) else { return };
         let far = link.far.take();
+        if link.carrier == Carrier::Local {
+            self.local_links.retain(|other| *other != id);
+        }
         for (port, address) in link.ports {
             if address >= RETURN_BASE {
                 self.forget_return(address, actions);
@@ -393,7 +404,10 @@ impl Broker {
             src: head.dst,
             ..head
         };
-        actions.send_made(from, Delivery::Hold, |out| {
+        // two brokers that wait for each other to read would wait for ever
+        let far = self.links.get(from).is_some_and(|link| link.far.is_some());
+        let delivery = if far { Delivery::Must } else { Delivery::Hold };
+        actions.send_made(from, delivery, |out| {
             answer.emit(&error, out).unwrap_or_else(|too_big| {
                 unreachable!("an error message is far below {}", too_big.max)
             });

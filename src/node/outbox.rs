@@ -171,7 +171,14 @@ impl Outbox {
         // like any run, the rest may pass the bound
         socket.pending.append(&run[written..], false, &self.spare);
         socket.blocked = true;
-        lock(&self.queue).in_flight = socket.pending.len();
+        {
+            let mut queue = lock(&self.queue);
+            queue.in_flight = socket.pending.len();
+            if queue.in_flight >= self.bytes_max / 2 && !queue.slow {
+                queue.slow = true;
+                self.report(true);
+            }
+        }
         drop(socket);
         self.work.notify_one();
         Some(Pushed::Taken)
@@ -234,6 +241,12 @@ impl Outbox {
                 Poll::Ready(Ok(())) => {}
             }
         }
+    }
+
+    /// How many bytes wait.
+    pub(super) fn waiting(&self) -> usize {
+        let queue = lock(&self.queue);
+        queue.bytes.len() + queue.in_flight
     }
 
     /// Waits until there is room or the outbox is closed; it may be gone again when this returns.

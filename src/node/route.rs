@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::timeout;
 
 use super::inbox::Inbox;
-use super::outbox::{Outbox, Pushed};
+use super::outbox::{Outbox, Pushed, frame_lengths};
 use super::uplink::FirstLink;
 use super::{Shared, lock};
 use crate::broker::{Action, Actions, Broker, Delivery, Handled, LinkId, Source};
@@ -93,15 +93,28 @@ impl Router {
                         Source::Input => &input[range],
                         Source::Scratch => &actions.scratch[range],
                     };
-                    match (target, delivery) {
-                        (target, Delivery::Share(subsystem)) => {
-                            self.send_shared(shared, from, target, bytes, subsystem).await;
-                        }
-                        (Target::Socket(outbox), _) => {
-                            self.send_out(shared, outbox, bytes, delivery).await;
-                        }
-                        (Target::Local(inbox), _) => {
-                            self.send_in(shared, &inbox, from, bytes, delivery).await;
+                    // what waits is boxed: few frames do, and the future of each link has room for it
+                    match target {
+                        Target::Socket(outbox) => match outbox.push(bytes, delivery) {
+                            Pushed::Full => {
+                                let hold = self.hold(shared, from, outbox, bytes, delivery);
+                                Box::pin(hold).await;
+                            }
+                            pushed => self.pushed(shared, outbox, pushed),
+                        },
+                        Target::Local(inbox) => {
+                            let (taken, pushed) = inbox.push(bytes, from, delivery);
+                            match pushed {
+                                Pushed::Full => {
+                                    let rest = &bytes[taken..];
+                                    let hold = self.send_in(shared, &inbox, from, rest, delivery);
+                                    Box::pin(hold).await;
+                                }
+                                Pushed::Shed => {
+                                    shared.counters.shed.fetch_add(1, Ordering::Relaxed);
+                                }
+                                Pushed::Taken | Pushed::Closed => {}
+                            }
                         }
                     }
                     self.actions = actions;
@@ -122,6 +135,24 @@ impl Router {
         self.actions.clear();
     }
 
+    /// Hands a run to a socket that has no room now.
+    async fn hold(
+        &mut self,
+        shared: &Shared,
+        from: LinkId,
+        outbox: Arc<Outbox>,
+        bytes: &[u8],
+        delivery: Delivery,
+    ) {
+        match delivery {
+            Delivery::Share(subsystem) => {
+                let target = Target::Socket(outbox);
+                self.send_shared(shared, from, target, bytes, subsystem).await;
+            }
+            _ => self.send_out(shared, outbox, bytes, delivery).await,
+        }
+    }
+
     async fn send_out(
         &mut self,
         shared: &Shared,
@@ -136,7 +167,10 @@ impl Router {
             outbox.flush();
             let room = outbox.room();
             if delivery == Delivery::Reply {
-                if timeout(shared.options.reply_hold_max, room).await.is_err() {
+                let waiting = outbox.waiting();
+                let over = timeout(shared.options.reply_hold_max, room).await.is_err();
+                // one that is slow is waited for, one that takes nothing is not
+                if over && outbox.waiting() >= waiting {
                     shared.counters.stalled.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!("closing a link that does not read its answers");
                     outbox.close();
@@ -154,7 +188,8 @@ impl Router {
             Pushed::Shed => {
                 shared.counters.shed.fetch_add(1, Ordering::Relaxed);
             }
-            _ if self.dirty.iter().all(|dirty| !Arc::ptr_eq(dirty, &outbox)) => {
+            // one that is flushed twice has nothing to write the second time
+            _ if self.dirty.last().is_none_or(|last| !Arc::ptr_eq(last, &outbox)) => {
                 self.dirty.push(outbox);
             }
             _ => {}
@@ -190,7 +225,8 @@ impl Router {
             let other = {
                 let mut core = lock(&shared.core);
                 shared.pressure.tell(&mut core.broker);
-                let other = core.broker.share(from, subsystem);
+                let longest = frame_lengths(&run).max().unwrap_or(0);
+                let other = core.broker.share(from, subsystem, longest);
                 other.and_then(|(link, port)| {
                     Some((core.targets.get(link.index()).cloned().flatten()?, port))
                 })
@@ -204,6 +240,8 @@ impl Router {
                         EnvelopeHead::rewrite(frame, port, src);
                     }
                     (run, target) = (Cow::Owned(bytes), other);
+                    // two that are full without being slow would be tried by turns
+                    tokio::task::yield_now().await;
                 }
                 None => {
                     tokio::select! {

@@ -34,6 +34,8 @@ pub mod flag {
 pub mod address {
     /// As `dst`, whoever subscribed; as `src`, a sender without ports.
     pub const SUBSCRIBERS: u32 = 0;
+    /// As `src` of a broadcast, a subsystem of another broker that has no address here.
+    pub const FOREIGN: u32 = 1;
     /// The first subsystem that a broker provides. The original's clients send here without asking.
     pub const SUBSYSTEM_FIRST: u32 = 0x0001_0003;
     /// The last address that a subsystem can have.

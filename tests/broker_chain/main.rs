@@ -448,6 +448,104 @@ fn who_may_read_only_some_names_does_not_hear_what_has_no_name_here() {
 }
 
 #[test]
+fn what_has_no_name_stays_so_at_the_second_broker() {
+    let mut world = World::new(3, 1);
+    let service = world.client(2, SERVICE);
+    world.provide(service, "s");
+    world.link(0, "next", 1);
+    world.link(1, "next", 2);
+    let some = Access {
+        rights: Rights::USE,
+        read: Names::Only(["t".to_owned()].into()),
+        write: Names::None,
+    };
+    let (some, all) = (world.client(0, LinkKind::stream(some)), world.client(0, STRANGER));
+    world.subscribe(some);
+    world.subscribe(all);
+    world.send(service, &push(0, 0, 0, b"x"));
+    assert_eq!(world.received(all).len(), 1);
+    assert!(world.received(some).is_empty());
+}
+
+#[test]
+fn bodies_whose_parts_come_by_turns_each_stay_with_one_provider() {
+    let mut world = World::new(2, 1);
+    let pullers: Vec<End> = (0..3).map(|_| world.client(1, REMOTE)).collect();
+    for puller in &pullers {
+        world.provide(*puller, "jobs");
+    }
+    world.link(0, "hub", 1);
+    let askers: Vec<End> = (0..5).map(|_| world.client(0, STRANGER)).collect();
+    let here = world.discover(askers[0], "jobs@hub").addr.unwrap();
+    for askers in askers.iter().skip(1) {
+        world.discover(*askers, "jobs@hub");
+    }
+    let part = |kind: u16, number: u8| {
+        let message = nlbus::wire::MessageBuilder::new(kind, nlm::MULTI).sequence(7);
+        push(here, 0, 7, &message.body(&[number; 4]).finish())
+    };
+    for round in 0..6 {
+        for (number, asker) in askers.iter().enumerate() {
+            let kind = if round == 5 { nlm::DONE } else { nlm::DATA };
+            world.give(*asker, &part(kind, number as u8));
+        }
+    }
+    world.settle();
+    let mut of = vec![Vec::new(); askers.len()];
+    for (puller, end) in pullers.iter().enumerate() {
+        for frame in world.received(*end) {
+            of[usize::from(payload_of(&frame)[16])].push(puller);
+        }
+    }
+    for pullers in &of {
+        assert_eq!(pullers.len(), 6);
+        assert!(pullers.iter().all(|puller| *puller == pullers[0]), "{of:?}");
+    }
+    assert!(of.iter().any(|pullers| pullers[0] != of[0][0]), "and they are shared: {of:?}");
+}
+
+#[test]
+fn what_is_for_the_uplinks_own_address_is_for_nobody_else_while_it_is_down() {
+    let mut world = World::new(2, 1);
+    let uplink = world.uplink(0, "hub", &[]);
+    let listener = world.client(0, STRANGER);
+    world.subscribe(listener);
+    let asker = world.client(0, STRANGER);
+    world.send(asker, &push(uplink, 0, 1, b"secret"));
+    assert!(world.received(listener).is_empty());
+    world.send(asker, &ask(uplink, 0, 2, b"?"));
+    assert_eq!(exception(&world.received(asker)[0]).0, errno::EHOSTUNREACH);
+}
+
+#[test]
+fn names_that_wait_for_another_broker_are_bounded() {
+    let mut world = World::new(2, 1);
+    world.link(0, "hub", 1);
+    let asker = world.client(0, STRANGER);
+    let long = "x".repeat(300);
+    let said = world.discover(asker, &format!("{long}@hub"));
+    assert_eq!(said.errno, Some(errno::EINVAL));
+    let said = world.discover(asker, &format!("x{}", "@hub".repeat(17)));
+    assert_eq!(said.errno, Some(errno::ELOOP));
+    let mut busy = 0;
+    for number in 0..200 {
+        let frame = control(0, number, Command::Discover, |c| {
+            c.string(ControlAttribute::Host, &format!("{number}@hub"))?
+                .string(ControlAttribute::Text, &"x".repeat(4_000))
+        });
+        world.give(asker, &frame);
+        busy += world
+            .received(asker)
+            .iter()
+            .filter(|frame| Said::of(frame).errno == Some(errno::EBUSY))
+            .count();
+    }
+    assert!(busy > 100, "{busy}");
+    world.settle();
+    assert_eq!(world.received(asker).len() + busy, 200, "the others are answered");
+}
+
+#[test]
 fn what_leads_to_changes_is_reached_by_those_only_who_may_make_them() {
     let mut world = World::new(2, 1);
     let service = world.client(1, SERVICE);
