@@ -139,27 +139,29 @@ impl Broker {
         let plain = event.src == 0 && broadcast.group.is_none() && self.far_links.is_empty();
         let mut wanted = false;
         let mut wiped = None;
-        for to in self.subscriptions.matching(event.src, broadcast, event.behind) {
+        let Self { subscriptions, links, subsystems, counters, .. } = self;
+        let number = self.event;
+        subscriptions.each_match(event.src, broadcast, event.behind, |to| {
             wanted = true;
-            let Some(link) = self.links.get_mut(to) else { continue };
+            let Some(link) = links.get_mut(to) else { return };
             let back = event.via == Some(to);
-            if link.last_event == self.event || back || (event.far && link.far.is_some()) {
-                continue;
+            if link.last_event == number || back || (event.far && link.far.is_some()) {
+                return;
             }
-            link.last_event = self.event;
+            link.last_event = number;
             let hears = match &link.access.read {
                 Names::All => true,
                 _ if event.foreign => false,
                 names if event.src != 0 => {
-                    self.subsystems.name(event.src).is_some_and(|name| names.contains(name))
+                    subsystems.name(event.src).is_some_and(|name| names.contains(name))
                 }
                 _ => true,
             };
             if !hears {
-                continue;
+                return;
             }
             if frame.len() > link.frame_max {
-                self.counters.too_long += 1;
+                counters.too_long += 1;
             } else if link.greeted || plain {
                 actions.send(to, event.source, event.range.clone(), Delivery::Shed);
             } else {
@@ -167,7 +169,7 @@ impl Broker {
                     wiped.get_or_insert_with(|| wipe(frame, broadcast, &mut actions.scratch));
                 actions.send(to, Source::Scratch, range.clone(), Delivery::Shed);
             }
-        }
+        });
         if !wanted {
             self.counters.unwanted += 1;
         }

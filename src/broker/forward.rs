@@ -163,15 +163,26 @@ impl Broker {
 
     #[inline]
     fn pick_any(&mut self, from: LinkId, at: usize, head: &EnvelopeHead) -> Option<Provider> {
+        match &self.links.get(from)?.choice {
+            Some(choice)
+                if choice.until == Choice::ALL
+                    && choice.subsystem == head.dst
+                    && choice.version == self.subsystems.version() =>
+            {
+                Some(choice.provider)
+            }
+            _ => self.pick_anew(from, at, head),
+        }
+    }
+
+    fn pick_anew(&mut self, from: LinkId, at: usize, head: &EnvelopeHead) -> Option<Provider> {
         let (batch, batch_end) = (self.batch, self.batch_end);
         let pick = (head.dst, head.src, head.sequence);
         let link = self.links.get_mut(from)?;
-        let choice = link.choice.filter(|c| c.batch == batch && c.subsystem == head.dst);
-        if let Some(choice) = choice
-            && choice.until == Choice::ALL
-        {
-            return Some(choice.provider);
-        }
+        let version = self.subsystems.version();
+        let choice = link
+            .choice
+            .filter(|c| c.batch == batch && c.version == version && c.subsystem == head.dst);
         if let Some((last, provider)) = &link.last_pick
             && *last == pick
             && head.sequence != 0
@@ -200,7 +211,8 @@ impl Broker {
         let until = at.saturating_add(run);
         let left = Choice::RUN_FRAMES_MAX - 1;
         let link = self.links.get_mut(from)?;
-        link.choice = Some(Choice { batch, subsystem: head.dst, provider, run, until, left });
+        link.choice =
+            Some(Choice { batch, version, subsystem: head.dst, provider, run, until, left });
         link.last_pick = Some((pick, provider));
         Some(provider)
     }

@@ -107,11 +107,13 @@ impl Parts {
     }
 }
 
-/// The provider of a subsystem for one read.
+/// The provider of a subsystem for one read, or while it is the only one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
     /// Which read.
     pub(super) batch: u64,
+    /// Of the providers of everything.
+    pub(super) version: u64,
     pub(super) subsystem: u32,
     pub(super) provider: Provider,
     /// How many bytes of this read each provider takes before the next one does.

@@ -86,7 +86,7 @@ pub struct Broker {
     subscriptions: Subscriptions,
     /// Counts broadcasts, so that a link gets each once.
     event: u64,
-    /// Counts reads, and what may change who provides what.
+    /// Counts reads.
     batch: u64,
     /// Where the bytes of this read end.
     batch_end: usize,
@@ -285,7 +285,6 @@ impl Broker {
             self.handle_datagram(from, at, head, frame, actions);
         } else if head.flags & flag::CONTROL != 0 {
             self.counters.control += 1;
-            self.batch += 1;
             self.handle_control(from, head, frame, actions);
         } else if !link.access.rights.use_bus {
             self.counters.forbidden += 1;

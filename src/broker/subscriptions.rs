@@ -22,6 +22,7 @@ pub(super) struct Filter {
 impl Filter {
     /// An overrun of the subsystem itself concerns every subscription to it, whatever its keys; one of
     /// `behind` concerns those to any of these subsystems.
+    #[inline]
     fn wants(&self, from: u32, broadcast: &Broadcast<'_>, overrun: bool, behind: &[u32]) -> bool {
         let message = broadcast.payload;
         self.from.is_none_or(|wanted| wanted == from || (overrun && behind.contains(&wanted)))
@@ -150,36 +151,49 @@ impl Subscriptions {
         self.all.iter().skip_while(move |(id, _)| *id < skip)
     }
 
-    /// The links that want `broadcast`, which comes from the subsystem `from`, or from something `behind`
-    /// which these are. A link is named once for each of its subscriptions that match.
-    pub(super) fn matching<'s>(
-        &'s self,
+    /// Names the links that want `broadcast`, which comes from the subsystem `from`, or from something
+    /// `behind` which these are: once for each of their subscriptions that match.
+    #[inline]
+    pub(super) fn each_match(
+        &self,
         from: u32,
-        broadcast: &'s Broadcast<'_>,
-        behind: &'s [u32],
-    ) -> impl Iterator<Item = LinkId> + 's {
-        let overrun = is_overrun(broadcast.payload);
-        // an overrun passes keys, which the index is made of
-        let (found, every) = if overrun { (None, Some(&self.all)) } else { (Some(self), None) };
-        let found = found.into_iter().flat_map(move |all| all.candidates(broadcast));
-        let every = every.into_iter().flat_map(|all| all.iter().map(|(id, _)| id));
-        found.chain(every).filter_map(move |id| {
-            let subscription = self.all.get(id)?;
-            let wanted = subscription.filter.wants(from, broadcast, overrun, behind);
-            wanted.then_some(subscription.link)
-        })
-    }
-
-    /// What an index cannot rule out.
-    fn candidates<'s>(&'s self, broadcast: &'s Broadcast<'_>) -> impl Iterator<Item = usize> + 's {
-        let group = broadcast.group.and_then(|group| str::from_utf8(group).ok());
-        let group = group.and_then(|group| self.groups.get(group));
-        let exact = self.exact.iter().filter_map(|(offset, values)| {
-            let word = broadcast.payload.get(*offset as usize..)?.first_chunk::<4>()?;
-            values.get(&u32::from_le_bytes(*word))
-        });
-        let found = group.into_iter().chain(exact).chain(std::iter::once(&self.others));
-        found.flatten().copied()
+        broadcast: &Broadcast<'_>,
+        behind: &[u32],
+        mut name: impl FnMut(LinkId),
+    ) {
+        if is_overrun(broadcast.payload) {
+            // it passes keys, which the index is made of
+            for (_, subscription) in &self.all {
+                if subscription.filter.wants(from, broadcast, true, behind) {
+                    name(subscription.link);
+                }
+            }
+            return;
+        }
+        let mut look = |bucket: &Bucket| {
+            for id in bucket {
+                if let Some(subscription) = self.all.get(*id)
+                    && subscription.filter.wants(from, broadcast, false, behind)
+                {
+                    name(subscription.link);
+                }
+            }
+        };
+        if let Some(group) = broadcast.group
+            && let Ok(group) = str::from_utf8(group)
+            && let Some(bucket) = self.groups.get(group)
+        {
+            look(bucket);
+        }
+        for (offset, values) in &self.exact {
+            let word = broadcast.payload.get(*offset as usize..).and_then(<[u8]>::first_chunk::<4>);
+            if let Some(word) = word
+                && let Some(bucket) = values.get(&u32::from_le_bytes(*word))
+            {
+                look(bucket);
+            }
+        }
+        look(&self.others);
     }
 }
 

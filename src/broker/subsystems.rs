@@ -61,6 +61,8 @@ impl Subsystem {
 pub(super) struct Subsystems {
     table: Vec<Subsystem>,
     names: HashMap<String, u32>,
+    /// Changes with the providers of anything.
+    version: u64,
 }
 
 impl Subsystems {
@@ -77,6 +79,7 @@ impl Subsystems {
         }
         subsystem.writers += usize::from(provider.writes);
         subsystem.providers.push(provider);
+        self.version += 1;
         Ok(address)
     }
 
@@ -108,8 +111,15 @@ impl Subsystems {
         Ok(address)
     }
 
+    /// Another number whenever the providers of anything have changed.
+    #[inline]
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
     /// Takes `link`'s ports out of the providers of `address`, or only `port`.
     pub(super) fn remove(&mut self, address: u32, link: LinkId, port: Option<u32>) {
+        self.version += 1;
         if let Some(subsystem) = self.at_mut(address) {
             subsystem.retain(|p| p.link != link || port.is_some_and(|port| port != p.port));
         }
@@ -117,6 +127,7 @@ impl Subsystems {
 
     /// Takes `link` out of the providers of everything.
     pub(super) fn remove_link(&mut self, link: LinkId) {
+        self.version += 1;
         for subsystem in &mut self.table {
             subsystem.retain(|provider| provider.link != link);
         }
