@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, Transaction, params};
 use tracing::error;
@@ -39,6 +40,7 @@ pub(super) struct Database {
     /// Senders in the order in which they last sent.
     order: BTreeMap<u64, u128>,
     last_use: u64,
+    last_sync: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -66,8 +68,13 @@ impl Database {
         // what was made is found again after a power cut
         let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
-        let mut database =
-            Self { connection, senders: HashMap::new(), order: BTreeMap::new(), last_use: 0 };
+        let mut database = Self {
+            connection,
+            senders: HashMap::new(),
+            order: BTreeMap::new(),
+            last_use: 0,
+            last_sync: Duration::ZERO,
+        };
         for (sender, seen) in &loaded.senders {
             database.use_sender(*sender, seen.clone());
         }
@@ -86,7 +93,10 @@ impl Database {
                 pending.apply(&transaction, op, &self.senders)?;
             }
             pending.finish(&transaction, self.last_use)?;
-            transaction.commit()
+            let start = Instant::now();
+            transaction.commit()?;
+            self.last_sync = start.elapsed();
+            Ok(())
         });
         done.map_err(|error| {
             error!(%error, "cannot write the state");
@@ -104,6 +114,11 @@ impl Database {
             self.senders.remove(&sender);
         }
         Ok(())
+    }
+
+    /// How long the last commit took to be on disk, once its changes were made.
+    pub(super) fn last_sync(&self) -> Duration {
+        self.last_sync
     }
 
     fn use_sender(&mut self, sender: u128, seen: Seen) {

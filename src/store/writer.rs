@@ -5,19 +5,14 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::gather::Gatherer;
 use super::sqlite::Database;
 use super::{Op, StoreError};
-
-/// Changes that one commit takes, give or take a batch.
-const GROUP_MAX: usize = 256;
-
-/// How long the first of a group waits for as many as were in the one before.
-const GATHER_MAX: Duration = Duration::from_millis(2);
 
 /// How soon what is owed is tried again if nothing else is to be written.
 const OWED_RETRY: Duration = Duration::from_secs(1);
@@ -25,7 +20,8 @@ const OWED_RETRY: Duration = Duration::from_secs(1);
 /// Room on the disk that is held for the day when it is full, in bytes: freeing takes room too.
 const BALLAST_BYTES: usize = 1 << 20;
 
-type Outcome = Result<(), StoreError>;
+/// How a batch ended.
+pub(super) type Outcome = Result<(), StoreError>;
 
 pub(super) struct Writer {
     database: Database,
@@ -33,8 +29,6 @@ pub(super) struct Writer {
     /// Changes that free room and could not be made yet. At most as many as there are messages, as each
     /// is deleted once.
     owed: Vec<Op>,
-    /// How many changes the last group had.
-    last_group: usize,
     /// Held as long as the thread runs.
     _lock: File,
 }
@@ -42,57 +36,31 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(database: Database, directory: &Path, lock: File) -> Self {
         let ballast = directory.join("ballast");
-        Self { database, ballast, owed: Vec::new(), last_group: 1, _lock: lock }
+        Self { database, ballast, owed: Vec::new(), _lock: lock }
     }
 
-    /// Writes until nobody is left who hands in batches.
-    pub(super) fn run(mut self, batches: &Receiver<Vec<Op>>, done: &mpsc::Sender<Outcome>) {
+    /// Writes until nobody is left who hands in batches. What became of a group is told at once.
+    pub(super) fn run(mut self, batches: Receiver<Vec<Op>>, done: &mpsc::Sender<Vec<Outcome>>) {
         self.load_ballast();
+        let mut gatherer = Gatherer::new(batches);
         loop {
             let wait = if self.owed.is_empty() { Duration::MAX } else { OWED_RETRY };
-            let first = match batches.recv_timeout(wait) {
-                Ok(first) => first,
+            let group = match gatherer.next(wait) {
+                Ok(group) => group,
                 Err(RecvTimeoutError::Timeout) => {
                     self.pay();
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let group = self.gather(first, batches);
             let outcomes = self.commit(group);
-            for outcome in outcomes {
-                // there is room for as many as may be under way
-                if done.try_send(outcome).is_err() {
-                    debug!("nobody waits for what was written");
-                }
+            gatherer.written(self.database.last_sync());
+            // there is room for as many as may be under way
+            if done.try_send(outcomes).is_err() {
+                debug!("nobody waits for what was written");
             }
         }
         self.pay();
-    }
-
-    /// One more round of senders usually follows the last one within microseconds of its answer; one
-    /// alone waits for nobody.
-    fn gather(&mut self, first: Vec<Op>, batches: &Receiver<Vec<Op>>) -> Vec<Vec<Op>> {
-        let deadline = Instant::now() + GATHER_MAX;
-        let mut length = first.len();
-        let mut group = vec![first];
-        while length < GROUP_MAX {
-            let next = match batches.try_recv() {
-                Ok(next) => next,
-                Err(_) if length >= self.last_group => break,
-                Err(_) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    match batches.recv_timeout(left) {
-                        Ok(next) => next,
-                        Err(_) => break,
-                    }
-                }
-            };
-            length += next.len();
-            group.push(next);
-        }
-        self.last_group = length.min(GROUP_MAX);
-        group
     }
 
     fn commit(&mut self, group: Vec<Vec<Op>>) -> Vec<Outcome> {

@@ -131,6 +131,8 @@ pub(super) async fn run(connections: Arc<Connections>, mut jobs: mpsc::Receiver<
                 None => return,
             },
         };
+        // whoever is ready to ask does so first: an answer to many wakes them one after the other
+        tokio::task::yield_now().await;
         let mut batch = vec![first];
         let mut length = length(&batch[0]);
         while batch.len() < BATCH_MAX
