@@ -515,6 +515,8 @@ fn what_is_for_the_uplinks_own_address_is_for_nobody_else_while_it_is_down() {
     assert!(world.received(listener).is_empty());
     world.send(asker, &ask(uplink, 0, 2, b"?"));
     assert_eq!(exception(&world.received(asker)[0]).0, errno::EHOSTUNREACH);
+    assert_eq!(world.discover(asker, "@hub").errno, Some(errno::EHOSTUNREACH));
+    assert_eq!(world.discover(asker, "@nobody").errno, Some(errno::ENOENT));
 }
 
 #[test]
