@@ -6,7 +6,7 @@ use bytes::Bytes;
 use nlbus::service::queue::machine::{
     Answer, Command, Create, Effect, Machine, MachineOptions, Receive, Send, Subscribe,
 };
-use nlbus::service::queue::{Kind, Mode, Policy, QueueOptions};
+use nlbus::service::queue::{Kind, Mode, QueueOptions};
 use nlbus::store::{Loaded, LoadedQueue, Op, Seen, SendId, Time};
 use nlbus::wire::errno;
 

@@ -187,7 +187,11 @@ impl Machine {
                         self.shared.answer(token, Answer::Refused(unstored(error)));
                     }
                 }
-                // what frees room is done in any case
+                (Waiter::Answer { token, .. }, Err(error)) if !error.frees() => {
+                    let Refusal { errno, text } = unstored(error);
+                    let text = format!("it may be undone if the broker ends now: {text}");
+                    self.shared.answer(token, Answer::Refused(Refusal::new(errno, text)));
+                }
                 (Waiter::Answer { token, answer }, _) => self.shared.answer(token, answer),
                 (Waiter::Moved { from, to, to_id }, result) => {
                     self.moved(now, from, (to, to_id), result.is_ok());
@@ -373,7 +377,7 @@ impl Queue {
 
 fn unstored(error: StoreError) -> Refusal {
     let number = match error {
-        StoreError::Full => errno::ENOSPC,
+        StoreError::Full | StoreError::Owed { full: true } => errno::ENOSPC,
         _ => errno::EIO,
     };
     Refusal::new(number, error.to_string())
