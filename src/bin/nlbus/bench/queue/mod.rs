@@ -81,7 +81,8 @@ fn part_of(args: &Args, ending: &Ending, part: Part, rows: Vec<Row>) -> anyhow::
     if args.url.is_some() {
         let bench = Bench::new(args)?;
         if is_durable(&bench)? != (part == Part::Durable) {
-            bail!("the queues of this broker are not kept there");
+            let where_to = if part == Part::Durable { "on disk" } else { "in memory" };
+            bail!("the queues of this broker are not kept {where_to}");
         }
         return one(&bench, part, args.queue.state.as_deref(), rows);
     }
