@@ -31,6 +31,7 @@ mod client;
 pub mod machine;
 mod options;
 pub mod protocol;
+mod rights;
 mod service;
 mod session;
 

@@ -39,6 +39,7 @@ pub(super) fn table(queues: &[QueueInfo], out: &mut impl Write) -> io::Result<()
 pub(super) fn queue(queue: &QueueInfo) -> Value {
     let Counters { sent, delivered, acked, returned, expired, dropped, dead, refused, .. } =
         queue.counters;
+    let Counters { redelivered, waited_us, done_us, .. } = queue.counters;
     json!({
         "name": &*queue.name,
         "kind": if queue.kind == Kind::Transient { "transient" } else { "persistent" },
@@ -59,6 +60,9 @@ pub(super) fn queue(queue: &QueueInfo) -> Value {
         "dropped": dropped,
         "dead": dead,
         "refused": refused,
+        "redelivered": redelivered,
+        "waited_us": waited_us,
+        "done_us": done_us,
     })
 }
 
@@ -95,14 +99,15 @@ pub(super) fn record(record: &Record) -> Value {
 }
 
 /// Text, or for what is not UTF-8 an object with its hexadecimal digits.
-fn text(bytes: &[u8]) -> Value {
+pub(super) fn text(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {
         Ok(text) => json!(text),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({ "hex": hex })
-        }
+        Err(_) => json!({ "hex": hex(bytes) }),
     }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// One line of a payload, without anything that could move a terminal's cursor.

@@ -53,6 +53,8 @@ pub(super) struct Entry {
     pub(super) lanes: u32,
     /// Some consumer of a fanout is done with it.
     pub(super) taken: bool,
+    /// It was delivered once more on purpose.
+    pub(super) duplicated: bool,
 }
 
 /// A subscription.
@@ -216,7 +218,8 @@ impl Queue {
             if receive.auto_ack {
                 self.common.ready.remove(&id);
                 self.counters.acked += 1;
-                self.remove(id, shared);
+                let entry = self.remove(id, shared);
+                self.counters.done_us += entry.map_or(0, |entry| now.us_since(entry.arrived));
             } else {
                 self.common.lease(id, lease);
                 self.schedule(until, shared);
@@ -230,6 +233,10 @@ impl Queue {
     fn deliver(&mut self, id: u64, lease: Lease, token: u64, now: Time, shared: &mut Shared) {
         let Some(entry) = self.entries.get(&id) else { return };
         self.counters.delivered += 1;
+        match lease.attempts {
+            0 | 1 => self.counters.waited_us += now.us_since(entry.arrived),
+            _ => self.counters.redelivered += 1,
+        }
         self.last_taken = Some(now);
         let about = (entry.arrived, &entry.record);
         shared.trace.push(now, What::Delivered, &self.name, (id, lease.session), about);
@@ -289,7 +296,14 @@ impl Queue {
 
     /// A consumer is done with a message.
     pub(super) fn ack(&mut self, id: u64, lane: Option<u32>, now: Time, shared: &mut Shared) {
-        let session = self.release(id, lane, shared).map_or(0, |lease| lease.session);
+        let lease = self.release(id, lane, shared);
+        if let Some(lease) = lease
+            && self.entries.get(&id).is_some_and(|entry| !entry.duplicated)
+            && shared.chaos.strikes()
+        {
+            return self.repeat(id, lane, lease, now, shared);
+        }
+        let session = lease.map_or(0, |lease| lease.session);
         if let Some(lane) = self.lane(lane) {
             lane.ready.remove(&id);
         }
@@ -297,11 +311,24 @@ impl Queue {
         if let Some(entry) = self.entries.get_mut(&id) {
             let about = (entry.arrived, &entry.record);
             shared.trace.push(now, What::Acked, &self.name, (id, session), about);
+            self.counters.done_us += now.us_since(entry.arrived);
             entry.taken = true;
             entry.lanes = entry.lanes.saturating_sub(1);
             if entry.lanes == 0 {
                 self.remove(id, shared);
             }
+        }
+    }
+
+    /// Has a message that was acknowledged delivered once more.
+    fn repeat(&mut self, id: u64, lane: Option<u32>, lease: Lease, now: Time, shared: &mut Shared) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.duplicated = true;
+        self.counters.returned += 1;
+        let about = (entry.arrived, &entry.record);
+        shared.trace.push(now, What::Returned, &self.name, (id, lease.session), about);
+        if let Some(lane) = self.lane(lane) {
+            lane.ready.insert(id, Waiting { attempts: lease.attempts, late: None });
         }
     }
 
@@ -405,11 +432,16 @@ impl Queue {
                 lane.ready.remove(&id);
             }
         }
+        let entry = self.remove(id, shared);
         match what {
-            What::Acked => self.counters.acked += 1,
+            What::Acked => {
+                self.counters.acked += 1;
+                let age = entry.as_ref().map_or(0, |entry| now.us_since(entry.arrived));
+                self.counters.done_us += age;
+            }
             _ => self.counters.dropped += 1,
         }
-        if let Some(entry) = self.remove(id, shared) {
+        if let Some(entry) = entry {
             let about = (entry.arrived, &entry.record);
             shared.trace.push(now, what, &self.name, (id, 0), about);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use super::MachineOptions;
 use super::command::{Answer, Effect};
 use super::trace::Trace;
 use crate::store::{Op, SendId, Time};
@@ -28,6 +29,30 @@ pub(super) struct Shared {
     /// Of messages in all queues.
     pub(super) bytes: u64,
     pub(super) last_key: u64,
+    pub(super) chaos: Chaos,
+}
+
+/// Which acknowledgements are taken as lost, see
+/// [`MachineOptions::duplicate_every`](super::MachineOptions::duplicate_every).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chaos {
+    every: u32,
+    seen: u32,
+}
+
+impl Chaos {
+    /// Whether this one is.
+    pub(super) fn strikes(&mut self) -> bool {
+        if self.every == 0 {
+            return false;
+        }
+        self.seen += 1;
+        let strikes = self.seen >= self.every;
+        if strikes {
+            self.seen = 0;
+        }
+        strikes
+    }
 }
 
 /// Who waits until something is stored.
@@ -84,12 +109,12 @@ impl Waits {
 }
 
 impl Shared {
-    pub(super) fn new(trace_events_max: usize, last_key: u64) -> Self {
+    pub(super) fn new(options: &MachineOptions, last_key: u64) -> Self {
         Self {
             effects: Vec::new(),
             ops: VecDeque::new(),
             storing: VecDeque::new(),
-            trace: Trace::new(trace_events_max),
+            trace: Trace::new(options.trace_events_max),
             receives: HashMap::new(),
             finished: Vec::new(),
             dirty: Vec::new(),
@@ -98,6 +123,7 @@ impl Shared {
             wake: BTreeSet::new(),
             bytes: 0,
             last_key,
+            chaos: Chaos { every: options.duplicate_every, seen: 0 },
         }
     }
 
