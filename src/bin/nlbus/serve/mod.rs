@@ -211,15 +211,15 @@ impl Server {
         let mut options = ListenOptions::default();
         options.tls.clone_from(&server.settings.tls);
         server.settings.process.own(&mut options);
-        for url in &server.settings.urls {
-            let bound = node.listen(url, &options).await?;
-            writeln!(out, "listening on {bound}")?;
-        }
         if let Some(url) = &server.settings.process.metrics {
             let with_queues = queue_address.is_some();
             let (metrics, bound) = Metrics::start(node, with_queues, url, &options).await?;
             server.while_up.0 = Some(metrics);
             writeln!(out, "metrics at {bound}")?;
+        }
+        for url in &server.settings.urls {
+            let bound = node.listen(url, &options).await?;
+            writeln!(out, "listening on {bound}")?;
         }
         server.let_control(options);
         for uplink in &server.settings.uplinks {

@@ -87,8 +87,8 @@ pub struct MachineOptions {
     pub bytes_max: u64,
     /// Events that are kept for TRACE. Default 1,024.
     pub trace_events_max: usize,
-    /// For tests of consumers: of so many messages that are acknowledged, one is delivered once more, as if
-    /// its acknowledgement had been lost. Default 0: none.
+    /// For tests of consumers: of so many messages of a queue that are acknowledged, one is delivered once
+    /// more, as if its acknowledgement had been lost. Default 0: none.
     pub duplicate_every: u32,
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Queue {
     pub(super) dirty: bool,
     pub(super) last_taken: Option<Time>,
     pub(super) counters: Counters,
+    /// Messages acknowledged since one came again on purpose.
+    pub(super) since_repeat: u32,
 }
 
 pub(super) struct Entry {
@@ -298,8 +300,8 @@ impl Queue {
     pub(super) fn ack(&mut self, id: u64, lane: Option<u32>, now: Time, shared: &mut Shared) {
         let lease = self.release(id, lane, shared);
         if let Some(lease) = lease
-            && self.entries.get(&id).is_some_and(|entry| !entry.duplicated)
-            && shared.chaos.strikes()
+            && shared.duplicate_every > 0
+            && self.is_to_repeat(id, shared.duplicate_every)
         {
             return self.repeat(id, lane, lease, now, shared);
         }
@@ -318,6 +320,20 @@ impl Queue {
                 self.remove(id, shared);
             }
         }
+    }
+
+    /// Whether a message is the one of so many acknowledged ones that comes again. Each queue counts for
+    /// itself: requests and their answers would take turns otherwise.
+    fn is_to_repeat(&mut self, id: u64, every: u32) -> bool {
+        if self.entries.get(&id).is_none_or(|entry| entry.duplicated) {
+            return false;
+        }
+        self.since_repeat += 1;
+        let due = self.since_repeat >= every;
+        if due {
+            self.since_repeat = 0;
+        }
+        due
     }
 
     /// Has a message that was acknowledged delivered once more.

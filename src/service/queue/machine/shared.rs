@@ -29,30 +29,8 @@ pub(super) struct Shared {
     /// Of messages in all queues.
     pub(super) bytes: u64,
     pub(super) last_key: u64,
-    pub(super) chaos: Chaos,
-}
-
-/// Which acknowledgements are taken as lost, see
-/// [`MachineOptions::duplicate_every`](super::MachineOptions::duplicate_every).
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Chaos {
-    every: u32,
-    seen: u32,
-}
-
-impl Chaos {
-    /// Whether this one is.
-    pub(super) fn strikes(&mut self) -> bool {
-        if self.every == 0 {
-            return false;
-        }
-        self.seen += 1;
-        let strikes = self.seen >= self.every;
-        if strikes {
-            self.seen = 0;
-        }
-        strikes
-    }
+    /// See [`MachineOptions::duplicate_every`].
+    pub(super) duplicate_every: u32,
 }
 
 /// Who waits until something is stored.
@@ -123,7 +101,7 @@ impl Shared {
             wake: BTreeSet::new(),
             bytes: 0,
             last_key,
-            chaos: Chaos { every: options.duplicate_every, seen: 0 },
+            duplicate_every: options.duplicate_every,
         }
     }
 
