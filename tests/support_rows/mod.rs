@@ -6,11 +6,15 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support_cli::{Ended, Serve, nlbus, run, text};
+
+/// When a test gives up. Nothing passes or fails by being faster or slower than it.
+const HANG: Duration = Duration::from_secs(60);
 
 /// A directory of one's own, and a socket in it.
 pub(crate) struct Bus {
@@ -100,12 +104,14 @@ impl Bus {
 
     /// Looks at a queue until it is as it should be.
     pub(crate) fn until(&self, queue: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let given_up = Instant::now() + HANG;
         loop {
-            let found = self.json(&["list", "--all", "--json", "--prefix", queue]);
-            let found = found.as_array().unwrap().iter().find(|found| found["name"] == queue);
+            let queues = self.json(&["list", "--all", "--json", "--prefix", queue]);
+            let found = queues.as_array().unwrap().iter().find(|found| found["name"] == queue);
             if let Some(found) = found.filter(|found| is(found)) {
                 return found.clone();
             }
+            assert!(Instant::now() < given_up, "it stays as it is: {queues}");
         }
     }
 }
@@ -129,6 +135,18 @@ impl Running {
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         line
+    }
+
+    /// Reads until a line that begins so.
+    #[track_caller]
+    pub(crate) fn until_line(&mut self, start: &str) {
+        loop {
+            let line = self.line();
+            assert!(!line.is_empty(), "it ended without saying {start:?}");
+            if line.starts_with(start) {
+                return;
+            }
+        }
     }
 
     /// Waits for its end: the exit code and what else it printed.
@@ -169,7 +187,9 @@ impl Drop for Running {
 
 /// Waits until something is at `path`.
 pub(crate) fn wait_for(path: &Path) {
+    let given_up = Instant::now() + HANG;
     while !path.exists() {
+        assert!(Instant::now() < given_up, "there is no {}", path.display());
         std::thread::yield_now();
     }
 }
