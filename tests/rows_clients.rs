@@ -265,14 +265,15 @@ fn m51_a_client_in_python_and_the_command_understand_each_other() {
         let mut server = Running::spawn(python(url, &["serve", "echo", "--count", "1"]));
         assert_eq!(server.line(), "serving the queue echo\n");
         let file = support_cli::text(&file);
-        let answer = bus.out(&["call", "echo", "--file", file, "--format", "hex"]);
+        let answer =
+            bus.out(&["call", "echo", "--file", file, "--format", "hex", "--timeout", "60"]);
         assert_eq!(answer.len(), 2 * long.len() + 1);
         assert!(answer.starts_with("000102"));
         assert_eq!(server.wait().0, Some(0));
 
         // the command serves a call of it
         let server = bus.server(&["foo", "--program", "/bin/cat"]);
-        assert_eq!(run(url, &["call", "foo", "hello"]).out, "hello");
+        assert_eq!(run(url, &["call", "foo", "hello", "--timeout", "60"]).out, "hello");
         server.end();
         let no = run(url, &["call", "foo", "hello", "--timeout", "0.05"]);
         no.failed(1, &["no answer within"]);
