@@ -32,6 +32,7 @@ mod engine;
 pub mod machine;
 mod options;
 pub mod protocol;
+mod rights;
 mod service;
 mod session;
 

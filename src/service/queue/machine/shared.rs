@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use super::MachineOptions;
 use super::command::{Answer, Effect};
 use super::trace::Trace;
 use crate::store::{Op, SendId, Time};
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     /// Of messages in all queues.
     pub(super) bytes: u64,
     pub(super) last_key: u64,
+    /// See [`MachineOptions::duplicate_every`].
+    pub(super) duplicate_every: u32,
 }
 
 /// Who waits until something is stored.
@@ -92,12 +95,12 @@ impl Waits {
 }
 
 impl Shared {
-    pub(super) fn new(trace_events_max: usize, last_key: u64) -> Self {
+    pub(super) fn new(options: &MachineOptions, last_key: u64) -> Self {
         Self {
             effects: Vec::new(),
             ops: VecDeque::new(),
             storing: VecDeque::new(),
-            trace: Trace::new(trace_events_max),
+            trace: Trace::new(options.trace_events_max),
             receives: HashMap::new(),
             finished: Vec::new(),
             dirty: Vec::new(),
@@ -106,6 +109,7 @@ impl Shared {
             wake: BTreeSet::new(),
             bytes: 0,
             last_key,
+            duplicate_every: options.duplicate_every,
         }
     }
 
