@@ -2,7 +2,7 @@
 
 mod support_node;
 
-use nlbus::broker::{Action, Answer, Limits, Order};
+use nlbus::broker::{Action, Answer, Delivery, Limits, Order};
 use nlbus::wire::{
     CID_CHOSEN_FIRST, Command, Control, ControlAttribute, EnvelopeHead, Key, LEGACY_FRAME_MAX,
     errno, kind, right,
@@ -112,6 +112,10 @@ fn an_order_is_the_nodes_to_carry_out_and_is_answered_by_the_core() {
     assert_eq!((said.command, said.addr), (Some(Command::Ack), Some(0x1_0009)));
     let head = head_of(&bus.actions.scratch);
     assert_eq!((head.dst, head.sequence, head.pid), (3, 44, 77));
+    // nobody waits for one that asks and does not read, now that others may be served
+    let [Action::Send { delivery: Delivery::Must, .. }] = &bus.actions.list[..] else {
+        panic!("{:?}", bus.actions.list)
+    };
     bus.down(link);
     bus.up(REMOTE);
     bus.actions.clear();
@@ -222,6 +226,8 @@ fn a_subscription_whose_number_is_chosen_replaces_the_one_before_it() {
     assert!(unsubscribe(&mut bus, link, CID_CHOSEN_FIRST).is_ack());
     assert_eq!(unsubscribe(&mut bus, link, CID_CHOSEN_FIRST).errno, Some(errno::ENOENT));
     assert_eq!(bus.subscribe(link), 1, "the broker's own numbers are apart");
+    let full = bus.control(link, Command::Subscribe, |c| Ok(c));
+    assert_eq!(full.errno, Some(errno::ENOSPC), "and count with the others");
 }
 
 #[test]

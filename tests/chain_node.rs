@@ -389,6 +389,46 @@ async fn a_server_of_the_original_takes_requests_though_it_does_not_know_hello()
     assert_eq!(within(serving).await.unwrap(), [Command::Hello, Command::Discover]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_that_talks_all_the_time_and_never_greets_is_dropped_too() {
+    let near = start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at: BusUrl = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let mut options = uplink("talker");
+    options.greeting_max = Duration::from_millis(20);
+    near.node.uplink(&at, options).unwrap();
+    let talk = data(EnvelopeHead { dst: 0, ..EnvelopeHead::default() }, &message(0, 1, b"talk"));
+    let talk = talk.repeat(100);
+    for _ in 0..2 {
+        let (mut socket, _) = within(listener.accept()).await.unwrap();
+        within(async { while socket.write_all(&talk).await.is_ok() {} }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uplink_that_is_made_again_under_its_name_has_one_link() {
+    let (near, far) = (start().await, start().await);
+    reverse(&far.node, "reverse").await;
+    let endpoint = Endpoint::attach(&near.node).unwrap();
+    for round in 0..200 {
+        let address = near.node.uplink(&far.tcp, uplink("far")).unwrap();
+        for _ in 0..round % 20 {
+            tokio::task::yield_now().await;
+        }
+        assert!(near.node.unlink(address));
+    }
+    link(&near.node, &far.tcp, uplink("far")).await;
+    assert_reversed(&endpoint, "reverse@far", b"ab").await;
+    let watching = Endpoint::attach(&far.node).unwrap();
+    eventually(async || {
+        let links = watching.links().await.unwrap();
+        let over_sockets = links.iter().filter(|link| link.peer != "this process").count();
+        (over_sockets == 1).then_some(())
+    })
+    .await;
+    assert_reversed(&endpoint, "reverse@far", b"cd").await;
+}
+
 #[tokio::test]
 async fn a_neighbour_that_does_not_greet_in_time_is_dropped_and_tried_again() {
     let near = start().await;

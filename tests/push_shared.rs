@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nlbus::endpoint::{Endpoint, ProvideOptions, Puller};
-use nlbus::node::{AccessList, Node, NodeOptions};
+use nlbus::node::{AccessList, LocalItem, LocalLink, LocalReceiver, Node, NodeOptions};
 use nlbus::transport::ListenOptions;
 use nlbus::url::BusUrl;
+use nlbus::wire::{Command, ControlAttribute, EnvelopeHead, address};
+use support_node::frames::{Said, control, data, head_of};
 use support_node::peer::within;
 use tokio::sync::watch;
 
@@ -95,4 +97,59 @@ async fn what_a_stalled_puller_does_not_take_goes_to_those_who_share_its_name() 
     assert!(missing > 0, "the stalled one was given something before it stalled");
     // outbox, the run that passed it, and both sockets' buffers
     assert!(missing * BODY_BYTES < 12 << 20, "{missing} are with the stalled one");
+}
+
+/// Frames that one who does not take them is given.
+const CREDIT_FRAMES: usize = 3;
+
+#[tokio::test]
+async fn what_was_held_for_a_puller_that_goes_is_taken_by_another() {
+    let mut options = NodeOptions::default();
+    options.credit_frames_max = CREDIT_FRAMES;
+    let node = Node::new(options);
+    let (first, mut first_takes) = provider(&node, 1).await;
+    let (_second, mut second_takes) = provider(&node, 2).await;
+    let (pusher, _) = node.attach().unwrap();
+    let frames = 10;
+    let mut run: Vec<u8> = (0..frames)
+        .flat_map(|sequence| data(head(address::SUBSYSTEM_FIRST, sequence), b"job"))
+        .collect();
+    let pushing = tokio::spawn(async move { pusher.send(&mut run).await });
+    // both have all that they may have, and the pusher waits for one of them
+    within(async {
+        while node.counters().held == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(first);
+    let mut sequences = Vec::new();
+    while let Some(LocalItem::Frame(frame)) = within(first_takes.next()).await {
+        sequences.push(head_of(&frame.bytes).sequence);
+    }
+    assert!(sequences.len() <= CREDIT_FRAMES);
+    while sequences.len() < frames as usize {
+        match within(second_takes.next()).await {
+            Some(LocalItem::Frame(frame)) => sequences.push(head_of(&frame.bytes).sequence),
+            _ => panic!("{sequences:?}"),
+        }
+    }
+    sequences.sort_unstable();
+    assert_eq!(sequences, (0..frames).collect::<Vec<_>>());
+    assert!(within(pushing).await.unwrap());
+}
+
+fn head(dst: u32, sequence: u32) -> EnvelopeHead {
+    EnvelopeHead { dst, sequence, ..EnvelopeHead::default() }
+}
+
+/// A link that provides the first subsystem.
+async fn provider(node: &Node, port: u32) -> (LocalLink, LocalReceiver) {
+    let (link, mut receiver) = node.attach().unwrap();
+    let mut provide =
+        control(port, 1, Command::Provide, |c| c.string(ControlAttribute::Host, "jobs"));
+    assert!(link.send(&mut provide).await);
+    let Some(LocalItem::Frame(answer)) = within(receiver.next()).await else { panic!("an answer") };
+    assert_eq!(Said::of(&answer.bytes).addr, Some(address::SUBSYSTEM_FIRST));
+    (link, receiver)
 }

@@ -65,9 +65,11 @@ impl Disk {
             Op::Create { queue, name, options, first_id } => {
                 self.queues.insert(queue, LoadedQueue { queue, name, options, next_id: first_id });
             }
-            Op::Destroy { queue, id_floor } => {
+            Op::Destroy { queue, id_floor, keys } => {
                 self.queues.remove(&queue);
-                self.messages.retain(|_, message| message.queue != queue);
+                keys.iter().for_each(|key| drop(self.messages.remove(key)));
+                let left = self.messages.values().any(|message| message.queue == queue);
+                assert!(!left, "a message has no queue");
                 self.id_floor = self.id_floor.max(id_floor);
             }
             Op::Put(message) => {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nlbus::store::{
-    Judgement, Loaded, Op, OpenError, SendId, Store, StoreError, StoreOptions, Stored, Time,
+    Judgement, Loaded, Op, OpenError, SENDERS_MAX, SendId, Store, StoreError, StoreOptions, Stored,
+    Time,
 };
 use tokio::time::timeout;
 
@@ -73,7 +74,9 @@ async fn what_was_stored_is_there_again_and_ids_and_keys_go_on() {
     let judged = [3, 4].map(|sequence| seen.judge(sequence));
     assert_eq!(judged, [Judgement::Seen, Judgement::New]);
 
-    store(&mut second, vec![Op::Destroy { queue: 1, id_floor: 14 }]).await.unwrap();
+    store(&mut second, vec![Op::Destroy { queue: 1, id_floor: 14, keys: vec![1, 2] }])
+        .await
+        .unwrap();
     drop(second);
     let (_, loaded) = reopen(directory.path(), StoreOptions::default());
     assert_eq!((loaded.id_floor, loaded.last_key), (14, 3));
@@ -170,4 +173,40 @@ async fn many_batches_are_committed_together_and_complete_in_order() {
     drop(first);
     let (_, loaded) = reopen(directory.path(), StoreOptions::default());
     assert_eq!(loaded.messages.len(), 199);
+}
+
+#[tokio::test]
+async fn who_sent_last_is_remembered_over_any_number_of_restarts_and_the_others_take_no_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut opened, _) = Store::open(directory.path(), StoreOptions::default()).unwrap();
+    let mut key = 0;
+    let mut puts = |senders: std::ops::Range<u128>| -> Vec<Op> {
+        let put = |sender| {
+            key += 1;
+            let Op::Put(message) = put(key, "x") else { panic!("a message") };
+            let send_id = Some(SendId { sender, sequence: 1 });
+            Op::Put(Stored { send_id, expires: None, ..message })
+        };
+        senders.map(put).collect()
+    };
+    store(&mut opened, vec![create()]).await.unwrap();
+    let max = SENDERS_MAX as u128;
+    for from in (0..max).step_by(1_000) {
+        store(&mut opened, puts(from..from + 1_000)).await.unwrap();
+    }
+    // each of these comes after all of the time before
+    for start in 0..3_u128 {
+        drop(opened);
+        let loaded;
+        (opened, loaded) = reopen(directory.path(), StoreOptions::default());
+        assert!(loaded.senders.len() <= SENDERS_MAX + 1_000, "{}", loaded.senders.len());
+        let late = 10 * max + start * 8_000;
+        store(&mut opened, puts(late..late + 8_000)).await.unwrap();
+    }
+    drop(opened);
+    let (_, loaded) = reopen(directory.path(), StoreOptions::default());
+    let late = 10 * max + 3 * 8_000;
+    let found: Vec<u128> = loaded.senders.iter().rev().map(|(sender, _)| *sender).collect();
+    let newest = found.iter().take(16_000).filter(|sender| (late - 16_000..late).contains(sender));
+    assert_eq!(newest.count(), 16_000);
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::action::{Actions, Delivery, Source};
 use super::link::{Carrier, LinkId};
+use super::origins::Copy;
 use super::subscriptions::is_overrun;
 use super::{Broker, Names, RETURN_BASE, has_gone_far};
 use crate::wire::{Broadcast, Envelope, EnvelopeHead, MessageBuilder, address, flag, nlm};
@@ -18,6 +19,8 @@ struct Event<'e> {
     foreign: bool,
     /// It may go to no further broker.
     far: bool,
+    /// A copy of it was here before.
+    copy: Copy,
     /// It concerns these subsystems too, if it is an overrun.
     behind: &'e [u32],
     frame: &'e [u8],
@@ -43,12 +46,14 @@ impl Broker {
         let src = provided.filter(|address| *address < RETURN_BASE).unwrap_or(0);
         let far = link.far.is_some();
         let carrier = link.carrier;
-        if far && head.pid != 0 {
-            let again = head.pid == self.id || !self.origins.first_time(head.pid, head.sequence);
-            if again {
-                self.counters.duplicates += 1;
-                return;
-            }
+        let copy = match head.pid {
+            id if far && id == self.id => Copy::Again,
+            id if far && id != 0 => self.origins.copy(id, head.sequence, src),
+            _ => Copy::First,
+        };
+        if copy == Copy::Again {
+            self.counters.duplicates += 1;
+            return;
         }
         let foreign = far && src == 0 && head.src != 0;
         // the next broker has to know that some subsystem did, and which links may not hear of it
@@ -81,6 +86,7 @@ impl Broker {
             src,
             foreign,
             far: has_gone_far(&head),
+            copy,
             behind: &behind,
             frame,
             source: Source::Input,
@@ -112,8 +118,8 @@ impl Broker {
         let broadcast = Broadcast { payload: &message, group: None };
         let range = start..start + frame.len();
         let source = Source::Scratch;
-        let event =
-            Event { via, src, foreign: false, far: false, behind, frame: &frame, source, range };
+        let (foreign, far, copy) = (false, false, Copy::First);
+        let event = Event { via, src, foreign, far, copy, behind, frame: &frame, source, range };
         self.deliver(&event, &broadcast, actions);
     }
 
@@ -141,9 +147,29 @@ impl Broker {
         let mut wiped = None;
         let Self { subscriptions, links, subsystems, counters, .. } = self;
         let number = self.event;
-        subscriptions.each_match(event.src, broadcast, event.behind, |to| {
+        if let Copy::Named { first } = event.copy {
+            // who takes it by whatever name has had it; who may read only some names, if it had one
+            subscriptions.each_match(0, broadcast, &[], |subscription| {
+                if let Some(link) = links.get_mut(subscription.link)
+                    && link.far.is_none()
+                    && (!first || link.access.read == Names::All)
+                {
+                    link.last_event = number;
+                }
+            });
+        }
+        subscriptions.each_match(event.src, broadcast, event.behind, |subscription| {
             wanted = true;
+            let to = subscription.link;
             let Some(link) = links.get_mut(to) else { return };
+            // another broker has had it too, but for the name
+            let had = match event.copy {
+                Copy::Named { first } => !first || link.access.read == Names::All,
+                _ => false,
+            };
+            if had && link.far.is_some() && subscription.filter.from.is_none() {
+                return;
+            }
             let back = event.via == Some(to);
             if link.last_event == number || back || (event.far && link.far.is_some()) {
                 return;

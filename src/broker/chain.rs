@@ -67,6 +67,10 @@ impl Far {
         }
     }
 
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
     pub(super) fn saw(&mut self, address: u32) {
         self.knows.insert(address);
     }

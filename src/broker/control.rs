@@ -228,12 +228,12 @@ impl Broker {
         };
         let hops = link.far.as_ref().map(|_| control.hops.unwrap_or(0));
         // a client of the original may send one, and means nothing by it
+        let max = match link.far {
+            Some(_) => self.limits.subscriptions_per_broker_max,
+            None => self.limits.subscriptions_per_link_max as usize,
+        };
         let cid = match control.cid.filter(|cid| *cid >= CID_CHOSEN_FIRST) {
             Some(cid) => {
-                let max = match link.far {
-                    Some(_) => self.limits.subscriptions_per_broker_max,
-                    None => self.limits.subscriptions_per_link_max as usize,
-                };
                 let replaced = self.subscriptions.remove(from, cid);
                 if let Some(replaced) = &replaced {
                     self.interests.remove(replaced);
@@ -247,11 +247,14 @@ impl Broker {
                 cid
             }
             None => {
-                let cid = link.cids_free.pop().or_else(|| {
-                    link.cid_next = link.cid_next.checked_sub(1)?;
-                    Some(link.cid_next)
+                let room = self.subscriptions.len_of(from) < max;
+                let free = room.then(|| {
+                    link.cids_free.pop().or_else(|| {
+                        link.cid_next = link.cid_next.checked_sub(1)?;
+                        Some(link.cid_next)
+                    })
                 });
-                let Some(cid) = cid else {
+                let Some(cid) = free.flatten() else {
                     self.counters.over_limit += 1;
                     return refuse(errno::ENOSPC, "this link has as many subscriptions as it may");
                 };
@@ -297,6 +300,9 @@ impl Broker {
         let name = name_of(control)?;
         match self.subsystems.discover(name) {
             Some(address) => Ok(Answer::address(address)),
+            None if name.strip_prefix(AT).is_some_and(|uplink| self.uplinks.is_name(uplink)) => {
+                refuse(errno::EHOSTUNREACH, format!("the link to \"{name}\" is down"))
+            }
             None => refuse(errno::ENOENT, format!("nobody provides \"{name}\"")),
         }
     }
@@ -457,8 +463,10 @@ impl Broker {
         actions: &mut Actions,
     ) {
         let Some(link) = self.links.get(to) else { return };
-        // two brokers that wait for each other to read would wait for ever
-        let delivery = if link.far.is_some() { Delivery::Must } else { Delivery::Hold };
+        // two brokers that wait for each other to read would wait for ever, and nobody else waits for who
+        // asked and does not read
+        let waits = self.reading == Some(to) && link.far.is_none();
+        let delivery = if waits { Delivery::Hold } else { Delivery::Must };
         let head = EnvelopeHead { flags: flag::CONTROL, dst: head.src, src: head.dst, ..head };
         actions.send_made(to, delivery, |out| {
             emit_answer(head, result, out).unwrap_or_else(|too_big| {

@@ -232,15 +232,29 @@ impl Broker {
         }
     }
 
-    /// Another provider of a subsystem that has room for what a link has pushed, of which the longest frame is
-    /// `longest` bytes: its link and port. `None` if for each much is waiting.
-    pub fn share(&mut self, from: LinkId, subsystem: u32, longest: usize) -> Option<(LinkId, u32)> {
-        let wanted = self.wanted(from, subsystem)?;
-        let provider = self.subsystems.next_provider(subsystem, wanted, &self.links)?;
-        let link = self.links.get(provider.link)?;
+    /// Who of the providers of a subsystem could take what `from` has pushed, of which the longest frame is
+    /// `longest` bytes, instead of the link `other_than`.
+    pub fn share(
+        &mut self,
+        from: LinkId,
+        subsystem: u32,
+        longest: usize,
+        other_than: LinkId,
+    ) -> Sharing {
+        let Some(wanted) = self.wanted(from, subsystem) else { return Sharing::Nobody };
         // what has been decided for the first one need not hold for another broker
-        let takes = !link.slow && link.frame_max >= longest && link.far.is_none();
-        takes.then_some((provider.link, provider.port))
+        let links = &self.links;
+        let takes = |id: LinkId| {
+            let link = links.get(id).filter(|_| id != other_than);
+            link.is_some_and(|link| link.frame_max >= longest && link.far.is_none())
+        };
+        match self.subsystems.next_other(subsystem, wanted, links, takes) {
+            None => Sharing::Nobody,
+            Some(provider) if links.get(provider.link).is_some_and(|link| link.slow) => {
+                Sharing::Later
+            }
+            Some(provider) => Sharing::With(provider.link, provider.port),
+        }
     }
 
     pub(super) fn may_read(&self, link: LinkId, subsystem: u32) -> bool {
@@ -293,6 +307,17 @@ impl Broker {
         let text = format!("the other end takes frames of at most {frame_max} bytes");
         self.bounce(from, head, frame, errno::EMSGSIZE, &text, actions);
     }
+}
+
+/// Who else takes what a provider has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// This link, at this port.
+    With(LinkId, u32),
+    /// There are others, and for each much is waiting.
+    Later,
+    /// There is no other.
+    Nobody,
 }
 
 /// What a frame holds of a message that comes in several, which have to stay together.

@@ -32,6 +32,7 @@ mod uplinks;
 
 pub use access::{Access, Names, Rights};
 pub use action::{Action, Actions, Delivery, Source};
+pub use forward::Sharing;
 pub use limits::{Counters, Limits};
 pub use link::{Carrier, LinkId, LinkKind};
 pub use order::{Answer, Entry, Order, OrderFiles, Refusal};
@@ -90,6 +91,8 @@ pub struct Broker {
     batch: u64,
     /// Where the bytes of this read end.
     batch_end: usize,
+    /// The link whose bytes are being handled: it is read no further while its answers have no room.
+    reading: Option<LinkId>,
     /// What it is known by to other brokers.
     id: u32,
     /// Of the broadcasts that began here.
@@ -121,6 +124,7 @@ impl Broker {
             event: 0,
             batch: 0,
             batch_end: 0,
+            reading: None,
             id: id.get(),
             sequence: 0,
             uplinks: Uplinks::default(),
@@ -143,6 +147,13 @@ impl Broker {
         &self.counters
     }
 
+    /// Whether a link has got beyond its greeting: one that this broker has made to another is until HELLO is
+    /// answered not.
+    pub fn is_greeted(&self, id: LinkId) -> bool {
+        let far = self.links.get(id).and_then(|link| link.far.as_ref());
+        far.is_none_or(|far| far.is_ready())
+    }
+
     /// How many links are up.
     pub fn links_len(&self) -> usize {
         self.links.len()
@@ -151,6 +162,11 @@ impl Broker {
     /// How many return addresses are in use.
     pub fn returns_len(&self) -> usize {
         self.returns.len()
+    }
+
+    /// Another number whenever the providers of anything have changed.
+    pub fn providers_version(&self) -> u64 {
+        self.subsystems.version()
     }
 
     /// How many subscriptions there are.
@@ -240,6 +256,7 @@ impl Broker {
     ) -> Handled {
         self.batch += 1;
         self.batch_end = bytes.len();
+        self.reading = Some(from);
         let mut frames = Frames::new(bytes, self.limits.frame_bytes_max);
         let mut consumed = 0;
         let mut fault = None;
@@ -250,6 +267,7 @@ impl Broker {
             }
             consumed = at + frame.len();
         }
+        self.reading = None;
         fault = fault.or(frames.fault());
         if fault.is_some() {
             self.counters.malformed += 1;

@@ -159,13 +159,13 @@ impl Subscriptions {
         from: u32,
         broadcast: &Broadcast<'_>,
         behind: &[u32],
-        mut name: impl FnMut(LinkId),
+        mut name: impl FnMut(&Subscription),
     ) {
         if is_overrun(broadcast.payload) {
             // it passes keys, which the index is made of
             for (_, subscription) in &self.all {
                 if subscription.filter.wants(from, broadcast, true, behind) {
-                    name(subscription.link);
+                    name(subscription);
                 }
             }
             return;
@@ -175,7 +175,7 @@ impl Subscriptions {
                 if let Some(subscription) = self.all.get(*id)
                     && subscription.filter.wants(from, broadcast, false, behind)
                 {
-                    name(subscription.link);
+                    name(subscription);
                 }
             }
         };

@@ -173,6 +173,18 @@ impl Subsystems {
         wanted: Wanted,
         links: &Links,
     ) -> Option<Provider> {
+        self.next_other(address, wanted, links, |_| true)
+    }
+
+    /// The same of those whose link `takes` it.
+    #[inline]
+    pub(super) fn next_other(
+        &mut self,
+        address: u32,
+        wanted: Wanted,
+        links: &Links,
+        takes: impl Fn(LinkId) -> bool,
+    ) -> Option<Provider> {
         let subsystem = self.at_mut(address)?;
         let writers = subsystem.writers;
         let fits = |provider: &Provider| match wanted {
@@ -189,7 +201,7 @@ impl Subsystems {
             }
             let provider = subsystem.providers[at];
             at += 1;
-            if !fits(&provider) {
+            if !fits(&provider) || !takes(provider.link) {
                 continue;
             }
             if count == 1 || !links.get(provider.link).is_some_and(|link| link.slow) {

@@ -106,7 +106,8 @@ impl Endpoint {
         files: Option<&TlsFiles>,
     ) -> Result<u32, RequestError> {
         let link = &self.handle.0;
-        let answer = link.control(self.port, Command::Connect, ORDER_DEADLINE, |mut control| {
+        let deadline = link.command_max(ORDER_DEADLINE);
+        let answer = link.control(self.port, Command::Connect, deadline, |mut control| {
             control = control.string(ControlAttribute::Host, &url.to_string())?;
             if let Some(name) = name {
                 control = control.string(ControlAttribute::Text, name)?;
@@ -131,7 +132,8 @@ impl Endpoint {
     /// done it.
     pub async fn listen(&self, url: &BusUrl, files: Option<&TlsFiles>) -> Result<(), RequestError> {
         let link = &self.handle.0;
-        let answer = link.control(self.port, Command::Serve, ORDER_DEADLINE, |control| {
+        let deadline = link.command_max(ORDER_DEADLINE);
+        let answer = link.control(self.port, Command::Serve, deadline, |control| {
             put_files(control.string(ControlAttribute::Host, &url.to_string())?, files)
         });
         answer.await.map(drop)
@@ -176,7 +178,8 @@ impl Endpoint {
     /// As [`request`](Self::request). Cancel-safe.
     pub async fn stats(&self) -> Result<Vec<(String, u64)>, RequestError> {
         let link = &self.handle.0;
-        let frame = link.exchange(self.port, Command::Stats, REQUEST_DEADLINE, |c| Ok(c)).await?;
+        let deadline = link.command_max(REQUEST_DEADLINE);
+        let frame = link.exchange(self.port, Command::Stats, deadline, |c| Ok(c)).await?;
         let control = Control::parse(Envelope::parse(&frame)?.payload()?)?;
         let counters = control.entries().filter_map(|entry| Some((entry.text?, entry.value?)));
         Ok(counters.map(|(name, value)| (name.to_owned(), value)).collect())
@@ -254,7 +257,8 @@ impl Endpoint {
         command: Command,
         fill: impl FnOnce(ControlBuilder<'_>) -> Result<ControlBuilder<'_>, TooBig>,
     ) -> Result<(), RequestError> {
-        self.handle.0.control(self.port, command, REQUEST_DEADLINE, fill).await.map(drop)
+        let link = &self.handle.0;
+        link.control(self.port, command, link.command_max(REQUEST_DEADLINE), fill).await.map(drop)
     }
 
     /// All pieces of a list.
@@ -264,9 +268,10 @@ impl Endpoint {
         read: impl Fn(&Control<'_>) -> Option<T>,
     ) -> Result<Vec<T>, RequestError> {
         let link = &self.handle.0;
+        let deadline = link.command_max(REQUEST_DEADLINE);
         let (mut all, mut from) = (Vec::new(), 0);
         loop {
-            let exchange = link.exchange(self.port, Command::List, REQUEST_DEADLINE, |control| {
+            let exchange = link.exchange(self.port, Command::List, deadline, |control| {
                 control.u32(ControlAttribute::Kind, kind)?.u64(ControlAttribute::Value, from)
             });
             let frame = exchange.await?;

@@ -62,6 +62,8 @@ pub(super) struct Link {
     pid: u32,
     /// The longest frame that the broker takes.
     frame_max: AtomicUsize,
+    /// How long a command to the broker may take, if that was said.
+    command_max: Option<Duration>,
     /// The last handle is gone.
     closing: Notify,
     /// The link has ended.
@@ -91,18 +93,28 @@ impl Drop for Handle {
 
 impl Link {
     /// Starts the reader. Call it within a tokio runtime.
-    pub(super) fn start(sender: Sender, receiver: Receiver) -> Arc<Handle> {
+    pub(super) fn start(
+        sender: Sender,
+        receiver: Receiver,
+        command_max: Option<Duration>,
+    ) -> Arc<Handle> {
         let link = Arc::new(Link {
             sender,
             state: Mutex::default(),
             sequence: AtomicU32::new(0),
             pid: process::id(),
             frame_max: AtomicUsize::new(FRAME_MAX),
+            command_max,
             closing: Notify::new(),
             over: Notify::new(),
         });
         tokio::spawn(read_loop(Arc::clone(&link), receiver));
         Arc::new(Handle(link))
+    }
+
+    /// How long a command may take, `usual` unless told otherwise.
+    pub(super) fn command_max(&self, usual: Duration) -> Duration {
+        self.command_max.unwrap_or(usual)
     }
 
     /// A port that no other endpoint of this link has. 0 is left to clients that know of no ports.

@@ -88,19 +88,14 @@ impl From<u32> for Destination {
 }
 
 /// How a link is made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ConnectOptions {
     /// How the URL is reached.
     pub dial: DialOptions,
-    /// How long the broker may take to answer the greeting. Default 5 s.
-    pub greeting_max: Duration,
-}
-
-impl Default for ConnectOptions {
-    fn default() -> Self {
-        Self { dial: DialOptions::default(), greeting_max: REQUEST_DEADLINE }
-    }
+    /// How long the broker may take to answer the greeting, and each command after it. Default: 5 s, and 15 s
+    /// where it has to connect or listen.
+    pub command_max: Option<Duration>,
 }
 
 impl Endpoint {
@@ -125,8 +120,9 @@ impl Endpoint {
     ) -> Result<Self, ConnectError> {
         let stream = dial(url, &options.dial).await?;
         let (reader, writer) = framed(stream, OUTBOX_BYTES_MAX, FRAME_MAX);
-        let endpoint = Self::start(Sender::Socket(writer), Receiver::Socket(reader));
-        match endpoint.greet(options.greeting_max).await {
+        let (sender, receiver) = (Sender::Socket(writer), Receiver::Socket(reader));
+        let endpoint = Self::start(sender, receiver, options.command_max);
+        match endpoint.greet(endpoint.handle.0.command_max(REQUEST_DEADLINE)).await {
             Ok(()) => Ok(endpoint),
             Err(source) => Err(ConnectError::of_greeting(url, source)),
         }
@@ -138,7 +134,7 @@ impl Endpoint {
     /// [`ConnectError::Full`]. Call it within a tokio runtime.
     pub fn attach(node: &Node) -> Result<Self, ConnectError> {
         let (link, receiver) = node.attach().ok_or(ConnectError::Full)?;
-        Ok(Self::start(Sender::Local(link), Receiver::Local(receiver)))
+        Ok(Self::start(Sender::Local(link), Receiver::Local(receiver), None))
     }
 
     /// Another endpoint on the same link.
@@ -155,7 +151,8 @@ impl Endpoint {
     ///
     /// Cancel-safe.
     pub async fn discover(&self, name: &str) -> Result<u32, RequestError> {
-        self.handle.0.discover(self.port, name, REQUEST_DEADLINE).await
+        let link = &self.handle.0;
+        link.discover(self.port, name, link.command_max(REQUEST_DEADLINE)).await
     }
 
     /// Has `hook` told whether anybody subscribes to broadcasts: now, before a first subscription is
@@ -168,8 +165,8 @@ impl Endpoint {
         }
     }
 
-    fn start(sender: Sender, receiver: Receiver) -> Self {
-        let handle = Link::start(sender, receiver);
+    fn start(sender: Sender, receiver: Receiver, command_max: Option<Duration>) -> Self {
+        let handle = Link::start(sender, receiver, command_max);
         let port = handle.0.new_port();
         Self { handle, port }
     }
@@ -204,8 +201,9 @@ impl Endpoint {
         match destination {
             Destination::Address(address) => Ok(address),
             Destination::Name(name) => {
-                let deadline = deadline.unwrap_or(REQUEST_DEADLINE);
-                self.handle.0.discover(self.port, &name, deadline).await
+                let link = &self.handle.0;
+                let deadline = deadline.unwrap_or_else(|| link.command_max(REQUEST_DEADLINE));
+                link.discover(self.port, &name, deadline).await
             }
         }
     }

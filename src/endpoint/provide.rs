@@ -144,7 +144,7 @@ impl Endpoint {
         let (intake, requests) = Intake::new(options);
         link.add_provider(port, Arc::new(intake));
         let answer = link
-            .control(port, Command::Provide, REQUEST_DEADLINE, |control| {
+            .control(port, Command::Provide, link.command_max(REQUEST_DEADLINE), |control| {
                 let control = control.string(ControlAttribute::Host, name)?;
                 match options.mode {
                     0 => Ok(control),

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use super::data::{Numbers, frames, whole_max};
 use super::error::RequestError;
 use super::provide::{Incoming, ProvideOptions, Provider};
-use super::request::REQUEST_DEADLINE;
 use super::{Destination, Endpoint};
 use crate::wire::{TooBig, address, mode};
 
@@ -44,7 +43,7 @@ impl Endpoint {
     /// then passed over by the puller.
     pub async fn push(&self, to: impl Into<Destination>, body: &[u8]) -> Result<(), RequestError> {
         let link = &self.handle.0;
-        let dst = self.resolve(to.into(), Some(REQUEST_DEADLINE)).await?;
+        let dst = self.resolve(to.into(), None).await?;
         let frame_max = link.frame_max();
         let max = whole_max(frame_max);
         if matches!(dst, address::SUBSCRIBERS | address::BROADCAST) && body.len() > max {

@@ -83,7 +83,7 @@ impl Endpoint {
         let mut choices = Vec::new();
         for Filter { keys, from, group } in filters {
             let from = match from {
-                Some(from) => Some(self.resolve(from, Some(REQUEST_DEADLINE)).await?),
+                Some(from) => Some(self.resolve(from, None).await?),
                 None => None,
             };
             choices.push(Choice { keys, from, group });
@@ -106,8 +106,11 @@ impl Endpoint {
     /// The number of the subscription at the broker.
     async fn subscribe_to(&self, choice: &Choice) -> Result<u32, RequestError> {
         let link = &self.handle.0;
-        let subscribe =
-            link.control(self.port, Command::Subscribe, REQUEST_DEADLINE, |mut control| {
+        let subscribe = link.control(
+            self.port,
+            Command::Subscribe,
+            link.command_max(REQUEST_DEADLINE),
+            |mut control| {
                 if let Some(from) = choice.from {
                     control = control.u32(ControlAttribute::Addr, from)?;
                 }
@@ -115,7 +118,8 @@ impl Endpoint {
                     control = control.string(ControlAttribute::Group, group)?;
                 }
                 choice.keys.iter().try_fold(control, |control, key| control.key(*key))
-            });
+            },
+        );
         subscribe.await?.cid.ok_or_else(|| link.lost())
     }
 

@@ -66,6 +66,8 @@ struct Queue {
     bytes: Backlog,
     /// Bytes that the socket side has taken over and not yet written.
     in_flight: usize,
+    /// Bytes that were ever to be written, not counting runs that were written at once.
+    ever: u64,
     /// The writer has taken bytes that it may still hold: TLS keeps records that the socket has no room for.
     unflushed: bool,
     /// Frames lost that the peer has not been told of yet.
@@ -73,6 +75,13 @@ struct Queue {
     /// Half of the bound was waiting, and more than a quarter still is.
     slow: bool,
     closed: bool,
+}
+
+impl Queue {
+    fn append(&mut self, run: &[u8], whole: bool, spare: &Spare) {
+        self.ever += run.len() as u64;
+        self.bytes.append(run, whole, spare);
+    }
 }
 
 struct Socket {
@@ -173,6 +182,7 @@ impl Outbox {
         socket.blocked = true;
         {
             let mut queue = lock(&self.queue);
+            queue.ever += (run.len() - written) as u64;
             queue.in_flight = socket.pending.len();
             if queue.in_flight >= self.bytes_max / 2 && !queue.slow {
                 queue.slow = true;
@@ -209,10 +219,10 @@ impl Outbox {
         }
         if queue.shed > 0 {
             let shed = std::mem::take(&mut queue.shed);
-            queue.bytes.append(&overrun(shed), true, &self.spare);
+            queue.append(&overrun(shed), true, &self.spare);
         }
         let whole = !self.greeted.load(Ordering::Relaxed);
-        queue.bytes.append(run, whole, &self.spare);
+        queue.append(run, whole, &self.spare);
         if waiting + run.len() >= self.bytes_max / 2 && !queue.slow {
             queue.slow = true;
             self.report(true);
@@ -243,10 +253,10 @@ impl Outbox {
         }
     }
 
-    /// How many bytes wait.
-    pub(super) fn waiting(&self) -> usize {
+    /// How many bytes of those that had to wait were written, ever.
+    pub(super) fn written(&self) -> u64 {
         let queue = lock(&self.queue);
-        queue.bytes.len() + queue.in_flight
+        queue.ever - (queue.bytes.len() + queue.in_flight) as u64
     }
 
     /// Waits until there is room or the outbox is closed; it may be gone again when this returns.
@@ -394,7 +404,7 @@ impl Outbox {
         let mut queue = lock(&self.queue);
         if queue.bytes.is_empty() && queue.shed > 0 && !queue.closed {
             let shed = std::mem::take(&mut queue.shed);
-            queue.bytes.append(&overrun(shed), true, &self.spare);
+            queue.append(&overrun(shed), true, &self.spare);
         }
         if queue.bytes.is_empty() {
             return false;
@@ -509,6 +519,50 @@ mod tests {
         let mut out = Vec::new();
         EnvelopeHead { sequence, ..EnvelopeHead::default() }.emit(b"", &mut out).unwrap();
         out
+    }
+
+    /// Takes a frame at a time, whenever it is allowed one.
+    struct Meted(Arc<Mutex<usize>>);
+
+    impl AsyncWrite for Meted {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let mut allowed = lock(&self.0);
+            if *allowed == 0 {
+                return Poll::Pending;
+            }
+            *allowed -= 1;
+            Poll::Ready(Ok(bytes.len().min(28)))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_told_from_what_waits_though_others_push_as_fast() {
+        let allowed = Arc::new(Mutex::new(1));
+        let socket = Box::new(Meted(Arc::clone(&allowed)));
+        let outbox = Outbox::new(socket, 1_000, false, Arc::new(Spare::new(2)));
+        for sequence in 0..4 {
+            outbox.push(&frame(sequence), Delivery::Hold);
+        }
+        outbox.flush();
+        assert_eq!(outbox.written(), 28);
+        outbox.push(&frame(4), Delivery::Hold);
+        assert_eq!(outbox.written(), 28);
+        *lock(&allowed) = 2;
+        lock(&outbox.socket).blocked = false;
+        outbox.flush();
+        assert_eq!(outbox.written(), 3 * 28);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use crate::broker::{Broker, LinkId};
 pub(super) struct Pressure {
     changed: AtomicBool,
     links: Mutex<Vec<(LinkId, bool)>>,
-    /// A link has caught up.
+    /// A link has caught up, or has come or gone as a provider.
     relieved: Notify,
 }
 
@@ -28,7 +28,12 @@ impl Pressure {
         }
     }
 
-    /// Waits until a link has caught up, from the call on. Cancel-safe.
+    /// Notes that there are other providers than before.
+    pub(super) fn providers_changed(&self) {
+        self.relieved.notify_waiters();
+    }
+
+    /// Waits until a link has caught up, or providers have changed, from the call on. Cancel-safe.
     pub(super) fn relieved(&self) -> Notified<'_> {
         self.relieved.notified()
     }

@@ -10,7 +10,7 @@ use super::inbox::Inbox;
 use super::outbox::{Outbox, Pushed, frame_lengths};
 use super::uplink::FirstLink;
 use super::{Shared, lock};
-use crate::broker::{Action, Actions, Broker, Delivery, Handled, LinkId, Source};
+use crate::broker::{Action, Actions, Broker, Delivery, Handled, LinkId, Sharing, Source};
 use crate::wire::{EnvelopeHead, FRAME_MAX, Frames};
 
 /// The other end of a link, where frames for it go.
@@ -18,6 +18,42 @@ use crate::wire::{EnvelopeHead, FRAME_MAX, Frames};
 pub(super) enum Target {
     Socket(Arc<Outbox>),
     Local(Arc<Inbox>),
+}
+
+impl Target {
+    fn push(&self, bytes: &[u8], from: LinkId, delivery: Delivery) -> (usize, Pushed) {
+        match self {
+            Self::Socket(outbox) => match outbox.push(bytes, delivery) {
+                Pushed::Taken => (bytes.len(), Pushed::Taken),
+                other => (0, other),
+            },
+            Self::Local(inbox) => inbox.push(bytes, from, delivery),
+        }
+    }
+
+    /// Waits until there may be room, or the target is closed; of an inbox, since the call.
+    fn room(&self) -> impl Future<Output = ()> + Send {
+        let given_back = match self {
+            Self::Socket(_) => None,
+            Self::Local(inbox) => Some(inbox.room()),
+        };
+        async move {
+            match (self, given_back) {
+                (Self::Socket(outbox), _) => outbox.room().await,
+                (Self::Local(_), given_back) => {
+                    if let Some(given_back) = given_back {
+                        given_back.await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn flush(&self) {
+        if let Self::Socket(outbox) = self {
+            outbox.flush();
+        }
+    }
 }
 
 /// Scratch space of one sender, used again for each of its reads.
@@ -74,7 +110,11 @@ impl Router {
     ) -> T {
         let mut core = lock(&shared.core);
         shared.pressure.tell(&mut core.broker);
+        let providers = core.broker.providers_version();
         let done = what(&mut core.broker, &mut self.actions);
+        if core.broker.providers_version() != providers {
+            shared.pressure.providers_changed();
+        }
         for action in self.actions.list.drain(..) {
             let target = core.target_of(&action);
             self.steps.push((action, target));
@@ -87,7 +127,7 @@ impl Router {
         let mut steps = std::mem::take(&mut self.steps);
         for (action, target) in steps.drain(..) {
             match (action, target) {
-                (Action::Send { source, range, delivery, .. }, Some(target)) => {
+                (Action::Send { to, source, range, delivery }, Some(target)) => {
                     let actions = std::mem::take(&mut self.actions);
                     let bytes = match source {
                         Source::Input => &input[range],
@@ -96,24 +136,38 @@ impl Router {
                     // what waits is boxed: few frames do, and the future of each link has room for it
                     match target {
                         Target::Socket(outbox) => match outbox.push(bytes, delivery) {
-                            Pushed::Full => {
-                                let hold = self.hold(shared, from, outbox, bytes, delivery);
-                                Box::pin(hold).await;
+                            pushed @ (Pushed::Full | Pushed::Closed) => {
+                                if let Delivery::Share(subsystem) = delivery {
+                                    let target = (to, Target::Socket(outbox));
+                                    let hold =
+                                        self.send_shared(shared, from, target, bytes, subsystem);
+                                    Box::pin(hold).await;
+                                } else if pushed == Pushed::Full {
+                                    let hold = self.send_out(shared, outbox, bytes, delivery);
+                                    Box::pin(hold).await;
+                                }
                             }
                             pushed => self.pushed(shared, outbox, pushed),
                         },
                         Target::Local(inbox) => {
                             let (taken, pushed) = inbox.push(bytes, from, delivery);
-                            match pushed {
-                                Pushed::Full => {
+                            match (pushed, delivery) {
+                                (Pushed::Full | Pushed::Closed, Delivery::Share(subsystem)) => {
+                                    let target = (to, Target::Local(inbox));
+                                    let rest = &bytes[taken..];
+                                    let hold =
+                                        self.send_shared(shared, from, target, rest, subsystem);
+                                    Box::pin(hold).await;
+                                }
+                                (Pushed::Full, _) => {
                                     let rest = &bytes[taken..];
                                     let hold = self.send_in(shared, &inbox, from, rest, delivery);
                                     Box::pin(hold).await;
                                 }
-                                Pushed::Shed => {
+                                (Pushed::Shed, _) => {
                                     shared.counters.shed.fetch_add(1, Ordering::Relaxed);
                                 }
-                                Pushed::Taken | Pushed::Closed => {}
+                                (Pushed::Taken | Pushed::Closed, _) => {}
                             }
                         }
                     }
@@ -136,23 +190,6 @@ impl Router {
     }
 
     /// Hands a run to a socket that has no room now.
-    async fn hold(
-        &mut self,
-        shared: &Shared,
-        from: LinkId,
-        outbox: Arc<Outbox>,
-        bytes: &[u8],
-        delivery: Delivery,
-    ) {
-        match delivery {
-            Delivery::Share(subsystem) => {
-                let target = Target::Socket(outbox);
-                self.send_shared(shared, from, target, bytes, subsystem).await;
-            }
-            _ => self.send_out(shared, outbox, bytes, delivery).await,
-        }
-    }
-
     async fn send_out(
         &mut self,
         shared: &Shared,
@@ -167,10 +204,10 @@ impl Router {
             outbox.flush();
             let room = outbox.room();
             if delivery == Delivery::Reply {
-                let waiting = outbox.waiting();
+                let written = outbox.written();
                 let over = timeout(shared.options.reply_hold_max, room).await.is_err();
                 // one that is slow is waited for, one that takes nothing is not
-                if over && outbox.waiting() >= waiting {
+                if over && outbox.written() == written {
                     shared.counters.stalled.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!("closing a link that does not read its answers");
                     outbox.close();
@@ -197,59 +234,70 @@ impl Router {
     }
 
     /// Hands a run of pushes to whoever of the providers of `subsystem` has room first, beginning with the
-    /// one that was chosen.
+    /// one that was chosen. It is lost if that one's link has ended and there is no other.
     async fn send_shared(
         &mut self,
         shared: &Shared,
         from: LinkId,
-        mut target: Target,
+        (mut to, mut target): (LinkId, Target),
         bytes: &[u8],
         subsystem: u32,
     ) {
         let mut run = Cow::Borrowed(bytes);
+        let mut may_move = true;
         loop {
-            let outbox = match &target {
-                Target::Socket(outbox) => outbox,
-                Target::Local(inbox) => {
-                    return self.send_in(shared, inbox, from, &run, Delivery::Hold).await;
-                }
-            };
             let relieved = shared.pressure.relieved();
-            match outbox.push(&run, Delivery::Share(subsystem)) {
-                Pushed::Full => {}
-                pushed => return self.pushed(shared, Arc::clone(outbox), pushed),
-            }
+            let room = target.room();
+            let (taken, pushed) = target.push(&run, from, Delivery::Share(subsystem));
+            run = match run {
+                Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[taken..]),
+                Cow::Owned(mut bytes) => Cow::Owned(bytes.split_off(taken)),
+            };
+            let closed = match pushed {
+                Pushed::Taken | Pushed::Shed => {
+                    if let Target::Socket(outbox) = &target {
+                        self.pushed(shared, Arc::clone(outbox), pushed);
+                    }
+                    return;
+                }
+                Pushed::Full => false,
+                Pushed::Closed => true,
+            };
             shared.counters.held.fetch_add(1, Ordering::Relaxed);
             self.flush();
-            outbox.flush();
+            target.flush();
             let other = {
                 let mut core = lock(&shared.core);
                 shared.pressure.tell(&mut core.broker);
                 let longest = frame_lengths(&run).max().unwrap_or(0);
-                let other = core.broker.share(from, subsystem, longest);
-                other.and_then(|(link, port)| {
-                    Some((core.targets.get(link.index()).cloned().flatten()?, port))
-                })
+                match core.broker.share(from, subsystem, longest, to) {
+                    Sharing::With(link, port) if may_move || closed => {
+                        let target = core.targets.get(link.index()).cloned().flatten();
+                        target.map(|target| (link, target, port))
+                    }
+                    Sharing::Nobody if closed => return,
+                    _ => None,
+                }
             };
-            match other {
-                Some((other, port)) => {
-                    let mut bytes = run.into_owned();
-                    let mut frames = Frames::new(&mut bytes, FRAME_MAX);
-                    while let Some((_, frame)) = frames.next_frame() {
-                        let src = EnvelopeHead::read(frame).map_or(0, |(_, head)| head.src);
-                        EnvelopeHead::rewrite(frame, port, src);
-                    }
-                    (run, target) = (Cow::Owned(bytes), other);
-                    // two that are full without being slow would be tried by turns
-                    tokio::task::yield_now().await;
+            if let Some((link, other, port)) = other {
+                let mut bytes = run.into_owned();
+                let mut frames = Frames::new(&mut bytes, FRAME_MAX);
+                while let Some((_, frame)) = frames.next_frame() {
+                    let src = EnvelopeHead::read(frame).map_or(0, |(_, head)| head.src);
+                    EnvelopeHead::rewrite(frame, port, src);
                 }
-                None => {
-                    tokio::select! {
-                        () = outbox.room() => {}
-                        () = relieved => {}
-                    }
-                }
+                run = Cow::Owned(bytes);
+                drop(room);
+                (to, target) = (link, other);
+                // two that are full without being slow would be tried by turns for ever
+                may_move = false;
+                continue;
             }
+            tokio::select! {
+                () = room, if !closed => {}
+                () = relieved => {}
+            }
+            may_move = true;
         }
     }
 
@@ -291,6 +339,7 @@ pub(super) fn link_down(shared: &Shared, id: LinkId) {
     let steps: Vec<(Action, Option<Target>)> = {
         let mut core = lock(&shared.core);
         core.broker.link_down(id, &mut actions);
+        shared.pressure.providers_changed();
         if let Some(target) = core.targets.get_mut(id.index()) {
             *target = None;
         }

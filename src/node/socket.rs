@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
@@ -44,7 +45,12 @@ pub(super) enum Made {
     /// The peer.
     There,
     /// This node, to another broker, which may do so much here.
-    Here { uplink: u32, access: Access },
+    Here {
+        uplink: u32,
+        access: Access,
+        /// Whether the uplink is given up.
+        ended: watch::Receiver<bool>,
+    },
 }
 
 /// Takes a connection in as a link, and serves it until it ends. It ends early if there is no whole frame by
@@ -56,7 +62,7 @@ pub(super) async fn run_link(
     first_frame_by: Option<Instant>,
 ) {
     let Some((id, outbox, mut reader)) = link_up(shared, stream, made) else {
-        warn!("refused: as many links are up as may be");
+        warn!("closed: as many links are up as may be, or it is given up");
         return;
     };
     info!(link = %id, "up");
@@ -112,7 +118,9 @@ fn link_up(shared: &Shared, stream: Stream, made: Made) -> Option<(LinkId, Arc<O
                 let access = Arc::clone(&lock(&shared.access)).of(&stream.peer).clone();
                 core.broker.link_up(LinkKind::stream(access).peer(peer))
             }
-            Made::Here { uplink, access } => {
+            // told before the core forgets the uplink, of which there may be another one by now
+            Made::Here { ended, .. } if *ended.borrow() => None,
+            Made::Here { uplink, access, .. } => {
                 let kind = LinkKind::stream(access).peer(peer);
                 core.broker.uplink_up(uplink, kind, &mut greeting)
             }
@@ -190,8 +198,16 @@ async fn read_loop(
         if let Some(malformed) = handled.fault {
             return End::Malformed(malformed);
         }
-        if handled.consumed > 0 {
-            first_frame_by = None;
+        if let Some(deadline) = first_frame_by
+            && handled.consumed > 0
+        {
+            if lock(&shared.core).broker.is_greeted(id) {
+                first_frame_by = None;
+            } else if deadline <= Instant::now() {
+                // one that sends all the time is never waited for
+                shared.counters.silent.fetch_add(1, Ordering::Relaxed);
+                return End::Silent;
+            }
         }
         input.consume(handled.consumed);
         if input.filled == 0 {

@@ -186,7 +186,8 @@ async fn keep_up(
                 info!("linked");
                 said = false;
                 let since = Instant::now();
-                let made = Made::Here { uplink: address, access: access.clone() };
+                let made =
+                    Made::Here { uplink: address, access: access.clone(), ended: ended.clone() };
                 run_link(shared, stream, made, Some(since + options.greeting_max)).await;
                 let silent = since.elapsed() >= options.greeting_max;
                 let lost = if silent { FirstLink::Silent } else { FirstLink::Lost };

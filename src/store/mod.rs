@@ -10,16 +10,17 @@
 //! | after a restart | nothing | every queue, message and id, and who had sent what |
 
 mod open;
+mod owed;
 mod seen;
 mod sqlite;
 mod writer;
 
 pub use open::{DAMAGED_TEXT, OpenError, StoreOptions};
-pub use seen::{Judgement, RANGES_MAX, Seen};
+pub use seen::{Judgement, RANGES_MAX, SENDERS_MAX, Seen};
 
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 /// Batches that may be under way at once.
 pub const BATCHES_MAX: usize = 256;
@@ -96,6 +97,8 @@ pub enum Op {
         queue: u32,
         /// No queue that is made from now on gives out an id below this.
         id_floor: u64,
+        /// Its messages.
+        keys: Vec<u64>,
     },
     /// A new message.
     Put(Stored),
@@ -118,10 +121,18 @@ impl Op {
     pub fn frees(&self) -> bool {
         matches!(self, Self::Destroy { .. } | Self::Delete { .. } | Self::Attempts { .. })
     }
+
+    /// Roughly what it takes on disk, in bytes, if that is much.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Put(message) => message.record.len() as u64,
+            _ => 0,
+        }
+    }
 }
 
-/// Why a batch was not stored. What it [frees](Op::frees) is freed all the same, at the latest with a
-/// later batch.
+/// Why a batch was not stored. What it [frees](Op::frees) was freed all the same, unless it says
+/// otherwise.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -131,9 +142,23 @@ pub enum StoreError {
     /// Writing failed for another reason, which is in the log.
     #[error("the state cannot be written")]
     Io,
-    /// The store has ended.
+    /// The state cannot be written at all: what the batch frees will be once that is possible, but may
+    /// be found again if the process ends before.
+    #[error("the state cannot be written: {}", if *full { "no room left" } else { "it fails" })]
+    Owed {
+        /// For want of room.
+        full: bool,
+    },
+    /// The store has ended: nothing of it was done.
     #[error("the store has ended")]
     Ended,
+}
+
+impl StoreError {
+    /// Whether what the batch frees was freed.
+    pub fn frees(&self) -> bool {
+        matches!(self, Self::Full | Self::Io)
+    }
 }
 
 /// A queue that was found.
@@ -208,16 +233,15 @@ impl Store {
     /// Hands a batch over. Does not wait.
     ///
     /// # Errors
-    /// [`StoreError::Ended`] if the store has ended, or has [no room](Self::has_room).
+    /// [`StoreError::Ended`] if it has [no room](Self::has_room).
     pub fn submit(&mut self, batch: Vec<Op>) -> Result<(), StoreError> {
         if !self.has_room() {
             return Err(StoreError::Ended);
         }
         match &mut self.place {
             Place::Memory { done } => *done += 1,
-            Place::Sqlite { batches, .. } => {
-                batches.try_send(batch).map_err(|_| StoreError::Ended)?;
-            }
+            // if it has ended, that is how this batch completes, in its turn
+            Place::Sqlite { batches, .. } => drop(batches.try_send(batch)),
         }
         self.under_way += 1;
         Ok(())
@@ -247,7 +271,10 @@ impl Store {
                 *done -= 1;
                 Ok(())
             }
-            Place::Sqlite { done, .. } => done.try_recv().ok()?,
+            Place::Sqlite { done, .. } => match done.try_recv() {
+                Err(TryRecvError::Disconnected) if self.under_way > 0 => Err(StoreError::Ended),
+                received => received.ok()?,
+            },
         };
         self.under_way -= 1;
         Some(result)

@@ -4,6 +4,9 @@
 /// old to be told.
 pub const RANGES_MAX: usize = 1_024;
 
+/// Senders that are remembered; past that who has not sent for the longest time is forgotten.
+pub const SENDERS_MAX: usize = 16_384;
+
 /// The numbers of one sender that were stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {

@@ -2,22 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, Transaction, params};
-use tracing::error;
+use tracing::{debug, error, info};
 
 use super::open::{DAMAGED_TEXT, OpenError, StoreOptions};
-use super::{Loaded, LoadedQueue, Op, Seen, SendId, StoreError, Stored, Time};
+use super::{Loaded, LoadedQueue, Op, SENDERS_MAX, Seen, SendId, StoreError, Stored, Time};
 
 /// "nlbq", so that no other program's database is taken for ours.
 const APPLICATION_ID: i32 = 0x6e6c_6271;
 
 const VERSION: i32 = 1;
-
-/// Senders that are remembered; past that who has not sent for the longest time is forgotten.
-const SENDERS_MAX: usize = 65_536;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -35,10 +32,19 @@ const SCHEMA: &str = "
 /// An open database, and what of it is kept in memory to be written.
 pub(super) struct Database {
     connection: Connection,
+    path: PathBuf,
+    /// Device and inode: what is written elsewhere is not found again.
+    file: (u64, u64),
+    /// Pages that it may have.
+    pages_max: i64,
+    /// The last commit failed.
+    failing: bool,
     senders: HashMap<u128, Sender>,
     /// Senders in the order in which they last sent.
     order: BTreeMap<u64, u128>,
     last_use: u64,
+    /// Senders that are to be removed.
+    forgotten: Vec<u128>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -58,20 +64,41 @@ impl Database {
         made.map_err(|source| OpenError::Io { path: path.clone(), source })?;
         let unreadable = |reason: String| OpenError::Unreadable { path: path.clone(), reason };
         let mut connection = Connection::open(&path).map_err(|e| unreadable(e.to_string()))?;
-        let loaded = prepare(&mut connection, options).and_then(|refused| match refused {
+        let loaded = prepare(&mut connection).and_then(|refused| match refused {
             Some(reason) => Ok(Err(reason)),
             None => load(&mut connection).map(Ok),
         });
-        let loaded = loaded.map_err(|e| unreadable(e.to_string()))?.map_err(unreadable)?;
+        let (loaded, last_use) =
+            loaded.map_err(|e| unreadable(e.to_string()))?.map_err(unreadable)?;
         // what was made is found again after a power cut
         let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
-        let mut database =
-            Self { connection, senders: HashMap::new(), order: BTreeMap::new(), last_use: 0 };
+        let page = connection.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0));
+        let page = page.map_err(|e| unreadable(e.to_string()))?.max(1) as u64;
+        let pages = options.bytes_max.map_or(u64::MAX, |bytes| bytes / page);
+        let mut database = Self {
+            connection,
+            file: inode(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?,
+            path: path.clone(),
+            pages_max: pages.clamp(1, u64::from(u32::MAX) - 1) as i64,
+            failing: false,
+            senders: HashMap::new(),
+            order: BTreeMap::new(),
+            last_use,
+            forgotten: Vec::new(),
+        };
+        database.let_grow(true).map_err(|e| unreadable(e.to_string()))?;
         for (sender, seen) in &loaded.senders {
             database.use_sender(*sender, seen.clone());
         }
         Ok((database, loaded))
+    }
+
+    /// Whether it may take further room from the disk, or only what is free in it.
+    pub(super) fn let_grow(&mut self, yes: bool) -> rusqlite::Result<()> {
+        // fewer than it has means as many as it has
+        let pages = if yes { self.pages_max } else { 1 };
+        self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
     }
 
     /// Carries out all of it in one transaction, on disk when this returns, or none of it.
@@ -79,22 +106,30 @@ impl Database {
         &mut self,
         ops: impl Iterator<Item = &'o Op>,
     ) -> Result<(), StoreError> {
+        if inode(&self.path).ok() != Some(self.file) {
+            self.report("the state was moved or removed");
+            return Err(StoreError::Io);
+        }
         let mut pending = Pending::default();
         let transaction = self.connection.transaction();
         let done = transaction.and_then(|transaction| {
             for op in ops {
                 pending.apply(&transaction, op, &self.senders)?;
             }
-            pending.finish(&transaction, self.last_use)?;
+            pending.finish(&transaction, self.last_use + 1, &self.forgotten)?;
             transaction.commit()
         });
-        done.map_err(|error| {
-            error!(%error, "cannot write the state");
-            match error.sqlite_error_code() {
+        if let Err(error) = done {
+            self.report(&error.to_string());
+            return Err(match error.sqlite_error_code() {
                 Some(ErrorCode::DiskFull) => StoreError::Full,
                 _ => StoreError::Io,
-            }
-        })?;
+            });
+        }
+        if std::mem::take(&mut self.failing) {
+            info!("the state is written again");
+        }
+        self.forgotten.clear();
         for (sender, seen) in pending.senders {
             self.use_sender(sender, seen);
         }
@@ -102,8 +137,18 @@ impl Database {
             && let Some((_, sender)) = self.order.pop_first()
         {
             self.senders.remove(&sender);
+            self.forgotten.push(sender);
         }
         Ok(())
+    }
+
+    /// Once for as long as it lasts.
+    fn report(&mut self, error: &str) {
+        if std::mem::replace(&mut self.failing, true) {
+            debug!(error, "cannot write the state");
+        } else {
+            error!(error, "cannot write the state");
+        }
     }
 
     fn use_sender(&mut self, sender: u128, seen: Seen) {
@@ -137,20 +182,17 @@ impl Pending {
                     .prepare_cached("INSERT OR REPLACE INTO queues VALUES (?1, ?2, ?3, ?4)")?;
                 insert.execute(params![queue, name, &options[..], *first_id as i64])?;
             }
-            Op::Destroy { queue, id_floor } => {
+            Op::Destroy { queue, id_floor, keys } => {
                 self.next_ids.remove(queue);
                 self.id_floor = self.id_floor.max(*id_floor);
-                for table in ["queues", "messages"] {
-                    let sql = format!("DELETE FROM {table} WHERE queue = ?1");
-                    transaction.prepare_cached(&sql)?.execute([queue])?;
+                let sql = "DELETE FROM queues WHERE queue = ?1";
+                transaction.prepare_cached(sql)?.execute([queue])?;
+                for key in keys {
+                    delete(transaction, *key)?;
                 }
             }
             Op::Put(message) => self.put(transaction, message, senders)?,
-            Op::Delete { key } => {
-                let mut delete =
-                    transaction.prepare_cached("DELETE FROM messages WHERE key = ?1")?;
-                delete.execute([*key as i64])?;
-            }
+            Op::Delete { key } => delete(transaction, *key)?,
             Op::Attempts { key, attempts } => {
                 let sql = "UPDATE messages SET attempts = ?2 WHERE key = ?1";
                 transaction.prepare_cached(sql)?.execute(params![*key as i64, attempts])?;
@@ -193,14 +235,24 @@ impl Pending {
         Ok(())
     }
 
-    fn finish(&self, transaction: &Transaction<'_>, last_use: u64) -> rusqlite::Result<()> {
+    /// `used`: the place of its senders in the order in which they last sent.
+    fn finish(
+        &self,
+        transaction: &Transaction<'_>,
+        used: u64,
+        forgotten: &[u128],
+    ) -> rusqlite::Result<()> {
         for (queue, next_id) in &self.next_ids {
             let sql = "UPDATE queues SET next_id = max(next_id, ?2) WHERE queue = ?1";
             transaction.prepare_cached(sql)?.execute(params![queue, *next_id as i64])?;
         }
+        for sender in forgotten {
+            let sql = "DELETE FROM senders WHERE sender = ?1";
+            transaction.prepare_cached(sql)?.execute([sender.to_le_bytes()])?;
+        }
         let sql = "INSERT OR REPLACE INTO senders VALUES (?1, ?2, ?3)";
         for (sender, seen) in &self.senders {
-            let row = params![sender.to_le_bytes(), last_use as i64, seen.to_bytes()];
+            let row = params![sender.to_le_bytes(), used as i64, seen.to_bytes()];
             transaction.prepare_cached(sql)?.execute(row)?;
         }
         for (name, value) in [("last_key", self.last_key), ("id_floor", self.id_floor)] {
@@ -213,8 +265,17 @@ impl Pending {
     }
 }
 
+fn delete(transaction: &Transaction<'_>, key: u64) -> rusqlite::Result<()> {
+    let mut delete = transaction.prepare_cached("DELETE FROM messages WHERE key = ?1")?;
+    delete.execute([key as i64]).map(drop)
+}
+
+fn inode(path: &Path) -> std::io::Result<(u64, u64)> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// Makes the tables, or sees that they are ours: else why not.
-fn prepare(connection: &mut Connection, options: StoreOptions) -> rusqlite::Result<Option<String>> {
+fn prepare(connection: &mut Connection) -> rusqlite::Result<Option<String>> {
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -233,15 +294,11 @@ fn prepare(connection: &mut Connection, options: StoreOptions) -> rusqlite::Resu
     } else if version != VERSION {
         return Ok(Some(format!("it is of version {version}, not {VERSION}")));
     }
-    if let Some(bytes) = options.bytes_max {
-        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = (bytes / page.max(1) as u64).clamp(1, u32::MAX.into()) as i64;
-        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
-    }
     Ok(None)
 }
 
-fn load(connection: &mut Connection) -> rusqlite::Result<Loaded> {
+/// What is there, and the place of the last sender in the order in which they last sent.
+fn load(connection: &mut Connection) -> rusqlite::Result<(Loaded, u64)> {
     let transaction = connection.transaction()?;
     transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'epoch'", [])?;
     // senders beyond what is remembered
@@ -284,8 +341,10 @@ fn load(connection: &mut Connection) -> rusqlite::Result<Loaded> {
         }
     }
     load_messages(&transaction, &mut loaded)?;
+    let sql = "SELECT coalesce(max(used), 0) FROM senders";
+    let last_use = transaction.query_row(sql, [], |row| row.get::<_, i64>(0))?;
     transaction.commit()?;
-    Ok(loaded)
+    Ok((loaded, last_use as u64))
 }
 
 /// Reads the messages; those that are damaged, or have no queue, are put aside.

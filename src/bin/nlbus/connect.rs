@@ -18,7 +18,7 @@ pub(crate) struct Connect {
     /// URL of the broker [default: tcp://127.0.0.1:9824].
     #[arg(short, long, env = "NLBUS_URL")]
     url: Option<BusUrl>,
-    /// How long a request may take, in seconds [default: 5].
+    /// How long connecting, a command to the broker and a request may take, each, in seconds [default: 5].
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
     /// A TOML file with defaults: `url`, `timeout`, `server_name`, and `cert`, `key` and `ca` under `[tls]`.
@@ -61,6 +61,10 @@ impl Connect {
     /// How it is reached. Reads the certificates if the URL needs them.
     pub(crate) fn options(&self) -> anyhow::Result<ConnectOptions> {
         let mut options = ConnectOptions::default();
+        if let Some(given) = self.timeout_given() {
+            options.dial.connect_timeout = given;
+            options.command_max = Some(given);
+        }
         let url = self.url();
         if url.is_tls() {
             let file = self.config.clone().unwrap_or_default();

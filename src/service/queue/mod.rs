@@ -28,6 +28,7 @@
 //! ```
 
 mod client;
+mod engine;
 pub mod machine;
 mod options;
 pub mod protocol;

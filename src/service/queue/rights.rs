@@ -5,7 +5,8 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
-use super::machine::{Command, Machine, Refusal};
+use super::engine::Engine;
+use super::machine::{Command, Refusal};
 use super::options::Kind;
 use super::protocol::Asked;
 use crate::endpoint::{Incoming, Provider};
@@ -62,7 +63,7 @@ impl Doors {
 /// # Errors
 /// `EPERM` if it gets none of it.
 pub(super) fn limit(
-    machine: &Machine,
+    engine: &impl Engine,
     asked: Asked,
     asker: u32,
     right: Right,
@@ -76,13 +77,13 @@ pub(super) fn limit(
     if right == Right::Manage {
         return Ok(asked);
     }
-    let owns = |queue: &str| machine.owner_of(queue) == Some(asker);
+    let owns = |queue: &str| engine.owner_of(queue) == Some(asker);
     match command {
         Command::Create(create) if create.kind == Kind::Persistent => {
-            let there = create.queue.as_deref().is_some_and(|queue| machine.has(queue));
+            let there = create.queue.as_deref().is_some_and(|queue| engine.has(queue));
             if there { Ok(asked) } else { refuse("make queues") }
         }
-        Command::Send(send) if send.create && !machine.has(&send.queue) => refuse("make queues"),
+        Command::Send(send) if send.create && !engine.has(&send.queue) => refuse("make queues"),
         Command::Destroy { queue, .. } if !owns(queue) => refuse("destroy queues"),
         Command::Purge { queue } if !owns(queue) => refuse("purge queues"),
         Command::Ack { queue, force: true, .. } if !owns(queue) => {

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument as _, debug, info_span, warn};
 
+use super::engine::{Engine, Local};
 use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
 use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
 use super::rights::{Doors, Right, limit};
@@ -121,6 +122,19 @@ pub async fn serve(
     loaded: Loaded,
     options: ServeOptions,
 ) -> Result<Served, RequestError> {
+    let start = |now| {
+        let machine = Machine::new(options.machine, store.is_durable(), loaded, now);
+        Local::new(machine, store)
+    };
+    serve_with(endpoint, &options, start).await
+}
+
+/// Provides the queues of the engine that `start` makes.
+pub(super) async fn serve_with<E: Engine>(
+    endpoint: &Endpoint,
+    options: &ServeOptions,
+    start: impl FnOnce(Time) -> E,
+) -> Result<Served, RequestError> {
     let everybody = endpoint.provide_with(&options.name, ProvideOptions::default()).await?;
     let address = everybody.address();
     let doors = match options.managed {
@@ -133,10 +147,8 @@ pub async fn serve(
     };
     let (shutdown, asked) = watch::channel(false);
     let clock = Clock::start();
-    let machine = Machine::new(options.machine, store.is_durable(), loaded, clock.now());
     let service = Service {
-        machine,
-        store,
+        engine: start(clock.now()),
         clock,
         frames: HashMap::new(),
         last_frame: 0,
@@ -173,9 +185,8 @@ impl Clock {
     }
 }
 
-struct Service {
-    machine: Machine,
-    store: Store,
+struct Service<E> {
+    engine: E,
     clock: Clock,
     /// Requests that are not yet answered, or never will be in full.
     frames: HashMap<u32, Frame>,
@@ -201,16 +212,16 @@ struct Frame {
     touched: bool,
 }
 
-impl Service {
+impl<E: Engine> Service<E> {
     async fn run(mut self, mut doors: Doors) {
         loop {
-            let deadline = self.machine.poll_time().map(|time| self.clock.instant(time));
+            let deadline = self.engine.poll_time().map(|time| self.clock.instant(time));
             tokio::select! {
-                result = self.store.completed() => {
-                    self.machine.handle_stored(self.clock.now(), result);
+                completion = self.engine.completed() => {
+                    self.engine.handle_completed(self.clock.now(), completion);
                 }
-                // while the store cannot keep up, askers wait
-                incoming = doors.next(), if self.store.has_room() => match incoming {
+                // while the engine cannot keep up, askers wait
+                incoming = doors.next(), if self.engine.has_room() => match incoming {
                     Some((incoming, right)) => self.take(incoming, right),
                     None => break,
                 },
@@ -218,7 +229,7 @@ impl Service {
             }
             let mut taken = 0;
             while taken < TURN_MAX
-                && self.store.has_room()
+                && self.engine.has_room()
                 && let Some((incoming, right)) = doors.ready().await
             {
                 self.take(incoming, right);
@@ -226,23 +237,20 @@ impl Service {
             }
             self.turn();
         }
+        self.engine.handle_end(self.clock.now());
         while self.turn() {
-            let result = self.store.completed().await;
-            self.machine.handle_stored(self.clock.now(), result);
+            let completion = self.engine.completed().await;
+            self.engine.handle_completed(self.clock.now(), completion);
         }
         debug!("no further requests");
     }
 
     /// Does all that can be done now: whether something is being stored.
     fn turn(&mut self) -> bool {
-        while let Some(result) = self.store.try_completed() {
-            self.machine.handle_stored(self.clock.now(), result);
-        }
         let now = self.clock.now();
         self.looks.clear();
-        self.machine.handle_time(now);
         let mut effects = std::mem::take(&mut self.effects);
-        self.machine.poll_effects(now, &mut effects);
+        self.engine.poll_effects(now, &mut effects);
         for effect in effects.drain(..) {
             self.carry_out(effect);
         }
@@ -250,14 +258,8 @@ impl Service {
         for number in std::mem::take(&mut self.touched) {
             self.flush(number);
         }
-        while self.store.has_room()
-            && let Some(batch) = self.machine.poll_batch()
-        {
-            if let Err(error) = self.store.submit(batch) {
-                self.machine.handle_stored(self.clock.now(), Err(error));
-            }
-        }
-        self.store.is_busy()
+        self.engine.begin(now);
+        self.engine.is_busy()
     }
 
     fn take(&mut self, incoming: Incoming, right: Right) {
@@ -266,7 +268,7 @@ impl Service {
             Incoming::Gone { asker } => {
                 self.sessions.remove(&asker);
                 self.frames.retain(|_, frame| frame.asker != asker);
-                self.machine.handle_gone(self.clock.now(), asker);
+                self.engine.handle_gone(self.clock.now(), asker);
             }
         }
     }
@@ -302,12 +304,12 @@ impl Service {
                 }
             };
             let token = u64::from(number) << 32 | u64::from(sequence);
-            let asked = asked.and_then(|asked| limit(&self.machine, asked, asker, right));
+            let asked = asked.and_then(|asked| limit(&self.engine, asked, asker, right));
             match asked.and_then(|asked| self.permit(asked, asker, asks)) {
                 Ok(Some(command)) => {
                     waits |= waits_long(&command);
                     frame.open += 1;
-                    self.machine.handle(now, asker, token, command);
+                    self.engine.handle(now, asker, token, command);
                 }
                 Ok(None) => frame.body.answer(sequence, &Answer::Done),
                 Err(refusal) => frame.body.answer(sequence, &Answer::Refused(refusal)),
@@ -403,7 +405,7 @@ impl Service {
         if !session.offer(outgoing) {
             warn!(asker = format_args!("{asker:#010x}"), "it does not read its answers");
             self.frames.retain(|_, frame| frame.asker != asker);
-            self.machine.handle_gone(self.clock.now(), asker);
+            self.engine.handle_gone(self.clock.now(), asker);
         }
     }
 

@@ -173,7 +173,8 @@ impl Machine {
         let floor = &mut self.id_floors[usize::from(queue.kind == Kind::Transient)];
         *floor = (*floor).max(queue.next_id);
         if queue.durable {
-            let op = Op::Destroy { queue: number, id_floor: queue.next_id };
+            let keys = queue.entries.values().map(|entry| entry.key).collect();
+            let op = Op::Destroy { queue: number, id_floor: queue.next_id, keys };
             self.shared.ops.push_back((op, None));
         }
         if let Some(session) = queue.owner.and_then(|owner| self.sessions.get_mut(&owner)) {

@@ -67,6 +67,9 @@ pub const PARKED_BYTES_MAX: u64 = 16 << 20;
 /// Subscriptions, waiting RECEIVEs and waiting TRACEs that one session may have, each.
 pub const WAITING_PER_SESSION_MAX: usize = 256;
 
+/// Waiting TRACEs of all sessions.
+pub const TAILS_MAX: usize = 4_096;
+
 /// The most that one subscription may hold, in messages and in bytes, whatever it asks for.
 pub const CREDIT_MAX: (u32, u64) = (65_536, 16 << 20);
 
@@ -112,6 +115,7 @@ pub struct Machine {
     /// When RECEIVEs have waited long enough.
     deadlines: BTreeSet<(Time, u32)>,
     last_taker: u32,
+    takers_wrapped: bool,
     tails: Vec<Tail>,
     quarantined: Vec<(String, u64)>,
     /// The first id of new queues that are stored, and of those that are not.
@@ -158,6 +162,7 @@ impl Machine {
             shared: Shared::new(&options, loaded.last_key),
             deadlines: BTreeSet::new(),
             last_taker: 0,
+            takers_wrapped: false,
             tails: Vec::new(),
             quarantined: loaded.quarantined,
             id_floors: [loaded.id_floor.max(1), transient_floor],
@@ -204,6 +209,9 @@ impl Machine {
             queue.schedule(expires, shared);
         }
         queue.admit(id, attempts, shared);
+        if queue.is_dead(attempts) {
+            shared.dead.push((queue.number, id, None));
+        }
     }
 
     /// Takes a command of `session`. `token` stands for it in the effects.
@@ -285,9 +293,14 @@ impl Machine {
 
     fn settle(&mut self, now: Time) {
         loop {
+            // before they are handed out once more
+            for (number, id, lane) in std::mem::take(&mut self.shared.dead) {
+                self.bury(now, number, id, lane);
+            }
             let dirty = std::mem::take(&mut self.shared.dirty);
-            let dead = std::mem::take(&mut self.shared.dead);
-            let idle = dirty.is_empty() && dead.is_empty();
+            if dirty.is_empty() {
+                break;
+            }
             for number in dirty {
                 if let Some(queue) = self.queues.get_mut(&number) {
                     queue.dirty = false;
@@ -295,12 +308,6 @@ impl Machine {
                 }
                 self.unpark(now, number);
                 self.clear_finished();
-            }
-            for (number, id, lane) in dead {
-                self.bury(now, number, id, lane);
-            }
-            if idle {
-                break;
             }
         }
         while let Some(&(deadline, number)) = self.deadlines.first()

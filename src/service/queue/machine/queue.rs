@@ -292,6 +292,9 @@ impl Queue {
         if mine(&self.common) {
             return Some(None);
         }
+        if self.options.mode == Mode::Share || !self.entries.contains_key(&id) {
+            return None;
+        }
         let mut consumers = self.consumers.iter();
         consumers.find(|(_, consumer)| mine(&consumer.lane)).map(|(number, _)| Some(*number))
     }
@@ -359,7 +362,22 @@ impl Queue {
         shared: &mut Shared,
     ) {
         let Some(lease) = self.release(id, lane, shared) else { return };
-        let Some(entry) = self.entries.get_mut(&id) else { return };
+        self.count_return(id, lease, now, shared);
+        let Some(entry) = self.entries.get(&id) else { return };
+        let expired = entry.expires.is_some_and(|expires| expires <= now);
+        let waiting = Waiting { attempts: lease.attempts, late: late.then_some(lease.session) };
+        if let Some(lane) = self.lane(lane) {
+            lane.ready.insert(id, waiting);
+        }
+        if expired {
+            self.expire_in(id, lane, now, shared);
+        } else if self.is_dead(lease.attempts) {
+            shared.dead.push((self.number, id, lane));
+        }
+    }
+
+    pub(super) fn count_return(&mut self, id: u64, lease: Lease, now: Time, shared: &mut Shared) {
+        let Some(entry) = self.entries.get(&id) else { return };
         self.counters.returned += 1;
         let about = (entry.arrived, &entry.record);
         shared.trace.push(now, What::Returned, &self.name, (id, lease.session), about);
@@ -367,18 +385,40 @@ impl Queue {
             let op = Op::Attempts { key: entry.key, attempts: lease.attempts };
             shared.ops.push_back((op, None));
         }
-        let expired = entry.expires.is_some_and(|expires| expires <= now);
-        let dead =
-            self.options.dead_letter.is_some() && lease.attempts >= self.options.attempts_max;
-        let waiting = Waiting { attempts: lease.attempts, late: late.then_some(lease.session) };
-        if let Some(lane) = self.lane(lane) {
-            lane.ready.insert(id, waiting);
+    }
+
+    /// Whether that is too often.
+    pub(super) fn is_dead(&self, attempts: u32) -> bool {
+        self.options.dead_letter.is_some() && attempts >= self.options.attempts_max
+    }
+
+    /// Puts a message that is in no lane for now back into its own, of which it is still counted to be;
+    /// if that has gone, into the common one, unless other consumers have it.
+    pub(super) fn put_back(
+        &mut self,
+        id: u64,
+        lane: Option<u32>,
+        attempts: u32,
+        now: Time,
+        shared: &mut Shared,
+    ) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let (elsewhere, expires) = (entry.lanes > 1 || entry.taken, entry.expires);
+        let stays = self.lane(lane).is_some();
+        if !stays && elsewhere {
+            self.leave(id, shared);
+            return;
         }
-        if expired {
+        let lane = if stays { lane } else { None };
+        if let Some(lane) = self.lane(lane) {
+            lane.ready.insert(id, Waiting { attempts, late: None });
+        }
+        if expires.is_some_and(|expires| expires <= now) {
             self.expire_in(id, lane, now, shared);
-        } else if dead {
+        } else if !stays && self.is_dead(attempts) {
             shared.dead.push((self.number, id, lane));
         }
+        self.touch(shared);
     }
 
     /// Drops a message whose time is over from every lane in which nobody holds it.

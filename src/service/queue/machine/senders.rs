@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+pub use crate::store::SENDERS_MAX;
 use crate::store::{Judgement, Seen, SendId};
-
-/// Senders that are remembered; past that who has not sent for the longest time is forgotten.
-pub const SENDERS_MAX: usize = 16_384;
 
 /// Of how many messages of a sender the ids are known, too.
 pub const RECENT_MAX: usize = 256;

@@ -6,7 +6,7 @@ use super::Machine;
 use super::command::{Answer, Effect, Refusal, Send, What};
 use super::queue::{Entry, Parked, Queue};
 use super::senders::Known;
-use super::shared::Waiter;
+use super::shared::{Place, Waiter};
 use super::{Kind, PARKED_BYTES_MAX, PARKED_MAX};
 use crate::service::queue::options::{Policy, QueueOptions};
 use crate::service::queue::protocol::with_dead_letter;
@@ -19,7 +19,6 @@ struct Arrival {
     expires: Option<Time>,
     send_id: Option<SendId>,
     reply_to: Option<Box<str>>,
-    attempts: u32,
 }
 
 impl Machine {
@@ -124,7 +123,6 @@ impl Machine {
             expires: ttl.map(|ttl| now.after_ms(ttl)),
             send_id,
             reply_to: send.reply_to.map(Into::into),
-            attempts: 0,
         };
         let waiter = |id| Waiter::Sent { queue: number, id, token, send_id };
         let id = queue.append(now, session, arrival, &mut self.shared, waiter);
@@ -189,10 +187,14 @@ impl Machine {
                         self.shared.answer(token, Answer::Refused(unstored(error)));
                     }
                 }
-                // what frees room is done in any case
+                (Waiter::Answer { token, .. }, Err(error)) if !error.frees() => {
+                    let Refusal { errno, text } = unstored(error);
+                    let text = format!("it may be undone if the broker ends now: {text}");
+                    self.shared.answer(token, Answer::Refused(Refusal::new(errno, text)));
+                }
                 (Waiter::Answer { token, answer }, _) => self.shared.answer(token, answer),
-                (Waiter::Moved { from, id, attempts, to, to_id }, result) => {
-                    self.moved(now, (from, id, attempts), (to, to_id), result.is_ok());
+                (Waiter::Moved { from, to, to_id }, result) => {
+                    self.moved(now, from, (to, to_id), result.is_ok());
                 }
             }
         }
@@ -220,37 +222,32 @@ impl Machine {
     pub(super) fn bury(&mut self, now: Time, number: u32, id: u64, lane: Option<u32>) {
         let Some(queue) = self.queues.get_mut(&number) else { return };
         let Some(name) = queue.options.dead_letter.clone() else { return };
-        let from = std::sync::Arc::clone(&queue.name);
+        let (from, durable) = (std::sync::Arc::clone(&queue.name), queue.durable);
         let Some(waiting) = queue.lane(lane).and_then(|lane| lane.ready.remove(&id)) else {
             return;
         };
         let Some(entry) = queue.entries.get_mut(&id) else { return };
         entry.apart = true;
-        let arrival = Arrival {
-            record: with_dead_letter(&entry.record, &from, id, waiting.attempts).into(),
-            expires: None,
-            send_id: None,
-            reply_to: entry.reply_to.clone(),
-            attempts: waiting.attempts,
-        };
+        let record = with_dead_letter(&entry.record, &from, id, waiting.attempts).into();
+        let reply_to = entry.reply_to.clone();
+        let place = Place { queue: number, id, lane, attempts: waiting.attempts };
         let to = match self.names.get(name.as_str()) {
             Some(to) => Some(*to),
             None => self.add_queue(&name, Kind::Persistent, None, QueueOptions::default()).ok(),
         };
-        let dead = to.and_then(|to| self.queues.get_mut(&to));
+        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.bytes);
+        let arrival = Arrival { record, expires: None, send_id: None, reply_to };
         let length = arrival.record.len() as u64;
-        let place = (number, id, waiting.attempts);
-        match dead.filter(|dead| dead.has_room(length)) {
+        let dead = to.and_then(|to| self.queues.get_mut(&to));
+        // nothing leaves the disk for a queue in memory
+        let dead = dead.filter(|dead| dead.durable || !durable);
+        match dead.filter(|dead| dead.fits(length) && length <= bytes_left) {
             None => self.moved(now, place, (0, 0), false),
             Some(dead) => {
                 let to = dead.number;
-                let moved = |to_id| Waiter::Moved {
-                    from: number,
-                    id,
-                    attempts: waiting.attempts,
-                    to,
-                    to_id,
-                };
+                let ttl = Some(dead.options.ttl_ms_max).filter(|max| *max > 0);
+                let arrival = Arrival { expires: ttl.map(|ttl| now.after_ms(ttl)), ..arrival };
+                let moved = |to_id| Waiter::Moved { from: place, to, to_id };
                 let to_id = dead.append(now, 0, arrival, &mut self.shared, moved);
                 if !dead.durable {
                     self.moved(now, place, (to, to_id), true);
@@ -259,33 +256,29 @@ impl Machine {
         }
     }
 
-    fn moved(
-        &mut self,
-        now: Time,
-        (from, id, attempts): (u32, u64, u32),
-        (to, to_id): (u32, u64),
-        stored: bool,
-    ) {
-        if let Some(dead) = self.queues.get_mut(&to) {
+    fn moved(&mut self, now: Time, from: Place, (to, to_id): (u32, u64), stored: bool) {
+        let Place { queue, id, lane, attempts } = from;
+        let dead = self.queues.get_mut(&to);
+        // if that queue has gone meanwhile, the message stays where it is
+        let stored = stored && dead.is_some();
+        if let Some(dead) = dead {
             if stored {
                 dead.admit(to_id, 0, &mut self.shared);
             } else {
                 dead.forget_unstored(to_id, &mut self.shared);
             }
         }
-        let Some(queue) = self.queues.get_mut(&from) else { return };
-        if !stored {
-            // in a fanout it goes to all again: better than to none
-            queue.admit(id, attempts, &mut self.shared);
-            return;
-        }
-        queue.counters.dead += 1;
-        if let Some(entry) = queue.entries.get_mut(&id) {
+        let Some(queue) = self.queues.get_mut(&queue) else { return };
+        let Some(entry) = queue.entries.get_mut(&id) else { return };
+        entry.apart = false;
+        if stored {
+            queue.counters.dead += 1;
             let about = (entry.arrived, &entry.record);
             self.shared.trace.push(now, What::Dead, &queue.name, (id, 0), about);
-            entry.apart = false;
+            queue.leave(id, &mut self.shared);
+        } else {
+            queue.put_back(id, lane, attempts, now, &mut self.shared);
         }
-        queue.leave(id, &mut self.shared);
     }
 
     /// Takes back a message that nobody holds.
@@ -313,8 +306,12 @@ impl Machine {
 
 impl Queue {
     pub(super) fn has_room(&self, length: u64) -> bool {
-        !self.creating
-            && (self.entries.len() as u64) < self.options.messages_max
+        !self.creating && self.fits(length)
+    }
+
+    /// Whether a message is within its limits.
+    fn fits(&self, length: u64) -> bool {
+        (self.entries.len() as u64) < self.options.messages_max
             && self.bytes + length <= self.options.bytes_max
     }
 
@@ -329,7 +326,7 @@ impl Queue {
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let Arrival { record, expires, send_id, reply_to, attempts } = arrival;
+        let Arrival { record, expires, send_id, reply_to } = arrival;
         shared.trace.push(now, What::Sent, &self.name, (id, session), (now, &record));
         self.counters.sent += 1;
         self.bytes += record.len() as u64;
@@ -344,7 +341,7 @@ impl Queue {
                 id,
                 arrived: now,
                 expires,
-                attempts,
+                attempts: 0,
                 send_id,
                 record: record.clone(),
             };
@@ -381,7 +378,7 @@ impl Queue {
 
 fn unstored(error: StoreError) -> Refusal {
     let number = match error {
-        StoreError::Full => errno::ENOSPC,
+        StoreError::Full | StoreError::Owed { full: true } => errno::ENOSPC,
         _ => errno::EIO,
     };
     Refusal::new(number, error.to_string())

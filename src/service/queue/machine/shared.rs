@@ -49,14 +49,22 @@ pub(super) enum Waiter {
         token: u64,
         answer: Answer,
     },
-    /// A message that goes from one queue and its lane to the dead-letter queue.
+    /// A message that goes to the dead-letter queue.
     Moved {
-        from: u32,
-        id: u64,
-        attempts: u32,
+        from: Place,
         to: u32,
         to_id: u64,
     },
+}
+
+/// Where a message was that goes to the dead-letter queue.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) queue: u32,
+    pub(super) id: u64,
+    /// The consumer of a fanout that gave it back.
+    pub(super) lane: Option<u32>,
+    pub(super) attempts: u32,
 }
 
 /// A RECEIVE that waits.

@@ -1,10 +1,10 @@
 //! Consumers: they subscribe or ask, hold messages, and are done with them or not.
 
 use super::command::{Answer, Effect, Receive, Refusal, Subscribe, What};
-use super::lane::{Lane, Waiting};
+use super::lane::Lane;
 use super::queue::{Consumer, Queue, Taker};
 use super::shared::{Shared, Waits};
-use super::{CREDIT_MAX, Machine, RECEIVE_QUEUES_MAX, Tail, WAITING_PER_SESSION_MAX};
+use super::{CREDIT_MAX, Machine, RECEIVE_QUEUES_MAX, TAILS_MAX, Tail, WAITING_PER_SESSION_MAX};
 use crate::service::queue::options::Mode;
 use crate::store::Time;
 use crate::wire::errno;
@@ -119,16 +119,12 @@ impl Machine {
         queue.turn.retain(|taker| *taker != Taker::Consumer(number));
         let Some(consumer) = queue.consumers.remove(&number) else { return };
         queue.last_taken = Some(now);
-        let leases = consumer.lane.leases.into_iter();
-        let leases = leases.map(|(id, lease)| (id, lease.attempts));
-        let ready = consumer.lane.ready.into_iter().map(|(id, waiting)| (id, waiting.attempts));
-        for (id, attempts) in leases.chain(ready) {
-            let Some(entry) = queue.entries.get_mut(&id) else { continue };
-            if entry.lanes > 1 || entry.taken {
-                queue.leave(id, shared);
-            } else {
-                queue.common.ready.insert(id, Waiting { attempts, late: None });
-            }
+        for (id, lease) in consumer.lane.leases {
+            queue.count_return(id, lease, now, shared);
+            queue.put_back(id, Some(number), lease.attempts, now, shared);
+        }
+        for (id, waiting) in consumer.lane.ready {
+            queue.put_back(id, Some(number), waiting.attempts, now, shared);
         }
         queue.touch(shared);
         shared.effects.push(Effect::End { token: consumer.token, refusal: None });
@@ -150,7 +146,7 @@ impl Machine {
                 Some(_) if force => queue.take_out(*id, What::Acked, now, shared),
                 Some(lane) => queue.ack(*id, lane, now, shared),
                 None => {
-                    refusal.get_or_insert(queue.not_held(*id));
+                    refusal.get_or_insert_with(|| queue.not_held(*id));
                 }
             }
         }
@@ -191,6 +187,12 @@ impl Machine {
         if tails >= WAITING_PER_SESSION_MAX {
             return Err(Refusal::new(errno::EMFILE, "too many requests wait for events"));
         }
+        if self.tails.len() >= TAILS_MAX {
+            let text = "too many sessions wait for events";
+            return Err(Refusal::new(errno::EMFILE, text));
+        }
+        // so that its end is the end of this too
+        self.sessions.entry(tail.session).or_default();
         self.tails.push(tail);
         Ok(None)
     }
@@ -214,14 +216,17 @@ impl Machine {
     }
 
     fn new_taker(&mut self) -> u32 {
+        let mut number = self.last_taker.wrapping_add(1);
+        if number == 0 {
+            self.takers_wrapped = true;
+        }
         let taken = |number: &u32| {
             *number == 0
                 || self.shared.receives.contains_key(number)
                 || self.sessions.values().any(|session| session.consumers.contains_key(number))
         };
-        let mut number = self.last_taker.wrapping_add(1);
         // only once 2^32 have been given out is it worth a look
-        while number < self.last_taker && taken(&number) {
+        while self.takers_wrapped && taken(&number) {
             number = number.wrapping_add(1);
         }
         self.last_taker = number;
@@ -289,7 +294,7 @@ impl Queue {
             match leased {
                 Some(lane) => act(self, *id, lane),
                 None => {
-                    refusal.get_or_insert(self.not_held(*id));
+                    refusal.get_or_insert_with(|| self.not_held(*id));
                 }
             }
         }
