@@ -1,6 +1,5 @@
 //! The task that keeps the queues: requests in, answers and deliveries out, changes to the store.
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -9,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::engine::{Engine, Local};
+use super::hash::Table;
 use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
 use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
 use super::rights::{Doors, Right, limit};
@@ -150,12 +150,12 @@ pub(super) async fn serve_with<E: Engine>(
     let service = Service {
         engine: start(clock.now()),
         clock,
-        frames: HashMap::new(),
+        frames: Table::default(),
         last_frame: 0,
         touched: Vec::new(),
-        sessions: HashMap::new(),
+        sessions: Table::default(),
         effects: Vec::new(),
-        looks: HashMap::new(),
+        looks: Table::default(),
         shutdown: options.allow_shutdown.then_some(shutdown),
     };
     let span = info_span!(parent: None, "queues", subsystem = options.name);
@@ -189,14 +189,14 @@ struct Service<E> {
     engine: E,
     clock: Clock,
     /// Requests that are not yet answered, or never will be in full.
-    frames: HashMap<u32, Frame>,
+    frames: Table<u32, Frame>,
     last_frame: u32,
     /// Frames that have something to say.
     touched: Vec<u32>,
-    sessions: HashMap<u32, Session>,
+    sessions: Table<u32, Session>,
     effects: Vec<Effect>,
     /// Requests to look, by asker, in this turn.
-    looks: HashMap<u32, u32>,
+    looks: Table<u32, u32>,
     shutdown: Option<watch::Sender<bool>>,
 }
 

@@ -1,7 +1,9 @@
 //! The way back to one asker: a task of its own, so that one that does not read delays nobody else.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use tokio::sync::mpsc;
 
@@ -37,35 +39,66 @@ pub(super) struct Outgoing {
 
 /// The asker, as long as it has not gone.
 pub(super) struct Session {
-    outgoing: mpsc::Sender<Outgoing>,
-    waiting_bytes: Arc<AtomicUsize>,
+    outgoing: mpsc::Sender<Waiting>,
+    /// What is on its way through the task.
+    waiting: Arc<Waits>,
 }
+
+#[derive(Default)]
+struct Waits {
+    frames: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+struct Waiting {
+    length: usize,
+    send: Sending,
+}
+
+/// A body that is being sent, or will be.
+type Sending = Pin<Box<dyn Future<Output = Result<(), RequestError>> + Send>>;
 
 impl Session {
     pub(super) fn start() -> Self {
-        let (outgoing, mut waiting) = mpsc::channel::<Outgoing>(WAITING_MAX);
-        let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let bytes = Arc::clone(&waiting_bytes);
+        let (outgoing, mut frames) = mpsc::channel::<Waiting>(WAITING_MAX);
+        let waiting = Arc::new(Waits::default());
+        let waits = Arc::clone(&waiting);
         tokio::spawn(async move {
-            while let Some(outgoing) = waiting.recv().await {
-                bytes.fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
-                if let Err(error) = outgoing.send().await {
-                    tracing::debug!(%error, "an asker is gone");
-                }
+            while let Some(Waiting { length, send }) = frames.recv().await {
+                sent(send.await);
+                waits.bytes.fetch_sub(length, Ordering::Release);
+                waits.frames.fetch_sub(1, Ordering::Release);
             }
         });
-        Self { outgoing, waiting_bytes }
+        Self { outgoing, waiting }
     }
 
-    /// Sends a body without waiting: whether there was room.
+    /// Sends a body without waiting: whether there was room. What a link takes at once goes out from here,
+    /// without a switch to another task.
     pub(super) fn offer(&self, outgoing: Outgoing) -> bool {
-        self.waiting_bytes.fetch_add(outgoing.bytes.len(), Ordering::Relaxed);
-        self.outgoing.try_send(outgoing).is_ok()
+        let length = outgoing.bytes.len();
+        let mut send: Sending = Box::pin(outgoing.send());
+        // nothing is overtaken: who sends is the only one, and the task is done with all it had
+        if self.waiting.frames.load(Ordering::Acquire) == 0
+            && let Poll::Ready(result) = send.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        {
+            sent(result);
+            return true;
+        }
+        self.waiting.frames.fetch_add(1, Ordering::Relaxed);
+        self.waiting.bytes.fetch_add(length, Ordering::Relaxed);
+        self.outgoing.try_send(Waiting { length, send }).is_ok()
     }
 
     /// Whether much waits for it.
     pub(super) fn is_behind(&self) -> bool {
-        self.waiting_bytes.load(Ordering::Relaxed) > BEHIND_BYTES
+        self.waiting.bytes.load(Ordering::Relaxed) > BEHIND_BYTES
+    }
+}
+
+fn sent(result: Result<(), RequestError>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "an asker is gone");
     }
 }
 

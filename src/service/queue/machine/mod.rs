@@ -39,9 +39,10 @@ pub use command::{
 pub use senders::{RECENT_MAX, SENDERS_MAX};
 pub use trace::{TRACE_ANSWER_MAX, TRACE_RECORD_BYTES_MAX};
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::hash::Table;
 use super::options::Kind;
 use super::protocol::{options_from_bytes, reply_to_of};
 use crate::store::{Loaded, Op, Stored, Time};
@@ -107,9 +108,9 @@ pub struct Machine {
     durable: bool,
     started: Time,
     names: BTreeMap<Arc<str>, u32>,
-    queues: HashMap<u32, Queue>,
+    queues: Table<u32, Queue>,
     last_queue: u32,
-    sessions: HashMap<u32, Session>,
+    sessions: Table<u32, Session>,
     senders: Senders,
     shared: Shared,
     /// When RECEIVEs have waited long enough.
@@ -155,9 +156,9 @@ impl Machine {
             durable,
             started: now,
             names: BTreeMap::new(),
-            queues: HashMap::new(),
+            queues: Table::default(),
             last_queue: 0,
-            sessions: HashMap::new(),
+            sessions: Table::default(),
             senders: Senders::new(loaded.senders),
             shared: Shared::new(&options, loaded.last_key),
             deadlines: BTreeSet::new(),

@@ -1,7 +1,8 @@
 //! Which messages have come before.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
+use super::super::hash::Table;
 pub use crate::store::SENDERS_MAX;
 use crate::store::{Judgement, Seen, SendId};
 
@@ -13,12 +14,13 @@ const USE_GRAIN: u64 = 1_024;
 
 #[derive(Debug, Default)]
 pub(super) struct Senders {
-    senders: HashMap<u128, Sender>,
+    senders: Table<u128, Sender>,
     /// Senders in the order in which they last sent, roughly.
     order: BTreeMap<u64, u128>,
     last_use: u64,
-    /// Messages that are being stored or wait for room, and who else waits for what becomes of them.
-    under_way: HashMap<SendId, Vec<u64>>,
+    /// Messages that are being stored or wait for room, and who else waits for what becomes of them: by
+    /// sender, whose numbers mostly ascend.
+    under_way: Table<u128, BTreeMap<u64, Vec<u64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +59,8 @@ impl Senders {
     }
 
     pub(super) fn judge(&self, send_id: SendId) -> Known {
-        if !self.under_way.is_empty() && self.under_way.contains_key(&send_id) {
+        let under_way = self.under_way.get(&send_id.sender);
+        if under_way.is_some_and(|numbers| numbers.contains_key(&send_id.sequence)) {
             return Known::UnderWay;
         }
         let sender = self.senders.get(&send_id.sender);
@@ -75,12 +78,13 @@ impl Senders {
 
     /// It is on its way from now on.
     pub(super) fn start(&mut self, send_id: SendId) {
-        self.under_way.entry(send_id).or_default();
+        self.under_way.entry(send_id.sender).or_default().entry(send_id.sequence).or_default();
     }
 
     /// `token` waits for what becomes of it too.
     pub(super) fn join(&mut self, send_id: SendId, token: u64) {
-        if let Some(tokens) = self.under_way.get_mut(&send_id) {
+        let numbers = self.under_way.get_mut(&send_id.sender);
+        if let Some(tokens) = numbers.and_then(|numbers| numbers.get_mut(&send_id.sequence)) {
             tokens.push(token);
         }
     }
@@ -94,19 +98,28 @@ impl Senders {
             sender.recent.pop_front();
         }
         sender.recent.push_back(Recent { sequence, queue, id });
-        self.under_way.remove(&send_id).unwrap_or_default()
+        self.end(send_id)
     }
 
     /// It did not get into a queue. Who else waits for that.
     pub(super) fn failed(&mut self, send_id: SendId) -> Vec<u64> {
-        self.under_way.remove(&send_id).unwrap_or_default()
+        self.end(send_id)
+    }
+
+    fn end(&mut self, send_id: SendId) -> Vec<u64> {
+        let Some(numbers) = self.under_way.get_mut(&send_id.sender) else { return Vec::new() };
+        let tokens = numbers.remove(&send_id.sequence).unwrap_or_default();
+        if numbers.is_empty() {
+            self.under_way.remove(&send_id.sender);
+        }
+        tokens
     }
 
     fn entry(&mut self, sender: u128) -> &mut Sender {
         self.last_use += 1;
         let now = self.last_use;
-        if !self.senders.contains_key(&sender)
-            && self.senders.len() >= SENDERS_MAX
+        if self.senders.len() >= SENDERS_MAX
+            && !self.senders.contains_key(&sender)
             && let Some((_, oldest)) = self.order.pop_first()
         {
             self.senders.remove(&oldest);

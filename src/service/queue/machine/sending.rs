@@ -213,7 +213,10 @@ impl Machine {
             return self.refuse_send(token.unwrap_or_default(), send_id, refusal);
         };
         queue.admit(id, 0, &mut self.shared);
-        queue.handle_time(now, &mut self.shared);
+        // what was of no use any more before it was stored could not go until now
+        if queue.entries.get(&id).is_some_and(|entry| entry.expires.is_some_and(|at| at <= now)) {
+            queue.handle_time(now, &mut self.shared);
+        }
         self.answer_sent(token, send_id, number, id);
     }
 

@@ -1,7 +1,8 @@
 //! What all queues of a machine have in common.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
+use super::super::hash::Table;
 use super::MachineOptions;
 use super::command::{Answer, Effect};
 use super::trace::Trace;
@@ -15,7 +16,7 @@ pub(super) struct Shared {
     pub(super) storing: VecDeque<Vec<Waiter>>,
     pub(super) trace: Trace,
     /// Those that wait for a message.
-    pub(super) receives: HashMap<u32, Waits>,
+    pub(super) receives: Table<u32, Waits>,
     /// Those that wait no more, and have to be taken out of queues' turns.
     pub(super) finished: Vec<Finished>,
     /// Queues to be looked at before the machine is done.
@@ -101,7 +102,7 @@ impl Shared {
             ops: VecDeque::new(),
             storing: VecDeque::new(),
             trace: Trace::new(options.trace_events_max),
-            receives: HashMap::new(),
+            receives: Table::default(),
             finished: Vec::new(),
             dirty: Vec::new(),
             dead: Vec::new(),
