@@ -40,7 +40,12 @@ impl Time {
 
     /// Milliseconds from `earlier` to this; 0 if it is not earlier.
     pub fn ms_since(self, earlier: Self) -> u64 {
-        self.0.saturating_sub(earlier.0) / 1_000
+        self.us_since(earlier) / 1_000
+    }
+
+    /// The same in microseconds.
+    pub fn us_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
     }
 }
 

@@ -63,6 +63,11 @@ pub struct ListenOptions {
     /// Default `None`: 0o777 less the umask of the process. Nothing can connect before the
     /// permissions are set. An abstract name has none.
     pub unix_mode: Option<u32>,
+    /// The user, by number, that a unix socket file belongs to. Giving a file away takes root.
+    /// Default `None`: the user of the process.
+    pub unix_user: Option<u32>,
+    /// The group, by number, likewise; one's own groups can be given without being root.
+    pub unix_group: Option<u32>,
     /// Certificates; a TLS URL cannot be served without. Other URLs do not use it. Default `None`.
     pub tls: Option<TlsServer>,
     /// The time for one TLS handshake. Default [`HANDSHAKE_TIMEOUT`].
@@ -76,6 +81,8 @@ impl Default for ListenOptions {
         ListenOptions {
             backlog: BACKLOG,
             unix_mode: None,
+            unix_user: None,
+            unix_group: None,
             tls: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             socket: SocketOptions::default(),

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,6 +85,9 @@ impl UnixAcceptor {
         };
         let socket = socket.map_err(failed)?;
         let file = SocketFile::of(absolute).map_err(failed)?;
+        if options.unix_user.is_some() || options.unix_group.is_some() {
+            chown(&file.path, options.unix_user, options.unix_group).map_err(failed)?;
+        }
         if let Some(mode) = options.unix_mode {
             fs::set_permissions(&file.path, Permissions::from_mode(mode)).map_err(failed)?;
         }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod body;
+mod completions;
 mod config;
 mod connect;
 mod ctl;
@@ -9,11 +10,13 @@ mod decode;
 mod demo;
 mod exit;
 mod log;
+mod metrics;
 mod monitor;
 mod publish;
 mod pull;
 mod push;
 mod queue;
+mod replace;
 mod reply;
 mod request;
 mod secret;
@@ -26,7 +29,7 @@ mod until;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
 use exit::Exit;
 
@@ -59,6 +62,7 @@ enum Command {
     Decode(decode::Args),
     Bench(bench::Args),
     Demo(demo::Args),
+    Completions(completions::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => block_on(bench::run(args)),
         Command::Queue(args) => block_on(queue::run(args)),
         Command::Demo(args) => block_on(demo::run(args)),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
     };
     let exit = outcome.unwrap_or_else(|error| {
         let exit = Exit::of(&error);

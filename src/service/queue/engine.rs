@@ -8,6 +8,12 @@ pub(super) trait Engine: Send + 'static {
     /// How something that it began has ended.
     type Completion: Send;
 
+    /// Whether there is a queue of this name, as far as it is known here.
+    fn has(&self, queue: &str) -> bool;
+
+    /// The session whose transient queue this is.
+    fn owner_of(&self, queue: &str) -> Option<u32>;
+
     /// Takes a command of `session`. `token` stands for it in the effects.
     fn handle(&mut self, now: Time, session: u32, token: u64, command: Command);
 
@@ -53,6 +59,14 @@ impl Local {
 
 impl Engine for Local {
     type Completion = Result<(), StoreError>;
+
+    fn has(&self, queue: &str) -> bool {
+        self.machine.has(queue)
+    }
+
+    fn owner_of(&self, queue: &str) -> Option<u32> {
+        self.machine.owner_of(queue)
+    }
 
     fn handle(&mut self, now: Time, session: u32, token: u64, command: Command) {
         self.machine.handle(now, session, token, command);

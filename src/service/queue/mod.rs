@@ -33,6 +33,7 @@ mod hash;
 pub mod machine;
 mod options;
 pub mod protocol;
+mod rights;
 mod service;
 mod session;
 

@@ -1,7 +1,5 @@
 //! The task that keeps the queues: requests in, answers and deliveries out, changes to the store.
 
-use std::pin::pin;
-use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -13,10 +11,9 @@ use super::engine::{Engine, Local};
 use super::hash::Table;
 use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
 use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
+use super::rights::{Doors, Right, limit};
 use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX};
-use crate::endpoint::{
-    Endpoint, Incoming, ProvideOptions, Provider, Request, RequestError, Responder,
-};
+use crate::endpoint::{Endpoint, Incoming, ProvideOptions, Request, RequestError, Responder};
 use crate::store::{Loaded, Store, Time};
 use crate::wire::{Header, Messages, errno};
 
@@ -39,6 +36,10 @@ pub struct ServeOptions {
     pub machine: MachineOptions,
     /// Whether a SHUTDOWN ends [`Served::shutdown_asked`]. Default: no, it is refused with `EPERM`.
     pub allow_shutdown: bool,
+    /// Whether only *managers*, the links that may have the subsystem changed, may make persistent queues,
+    /// destroy and purge queues of others, acknowledge what others hold, see payloads and events of
+    /// others, and shut down; others get `EPERM`. Default: no, everybody may.
+    pub managed: bool,
 }
 
 impl Default for ServeOptions {
@@ -47,6 +48,7 @@ impl Default for ServeOptions {
             name: SUBSYSTEM.to_owned(),
             machine: MachineOptions::default(),
             allow_shutdown: false,
+            managed: false,
         }
     }
 }
@@ -70,6 +72,13 @@ impl ServeOptions {
     #[must_use]
     pub fn allow_shutdown(mut self, yes: bool) -> Self {
         self.allow_shutdown = yes;
+        self
+    }
+
+    /// The same with [`managed`](Self::managed).
+    #[must_use]
+    pub fn managed(mut self, yes: bool) -> Self {
+        self.managed = yes;
         self
     }
 }
@@ -126,8 +135,16 @@ pub(super) async fn serve_with<E: Engine>(
     options: &ServeOptions,
     start: impl FnOnce(Time) -> E,
 ) -> Result<Served, RequestError> {
-    let provider = endpoint.provide_with(&options.name, ProvideOptions::default()).await?;
-    let address = provider.address();
+    let everybody = endpoint.provide_with(&options.name, ProvideOptions::default()).await?;
+    let address = everybody.address();
+    let doors = match options.managed {
+        false => Doors(vec![(everybody, Right::Manage)]),
+        true => {
+            let managing = ProvideOptions::default().write();
+            let managers = endpoint.provide_with(&options.name, managing).await?;
+            Doors(vec![(everybody, Right::Use), (managers, Right::Manage)])
+        }
+    };
     let (shutdown, asked) = watch::channel(false);
     let clock = Clock::start();
     let service = Service {
@@ -142,7 +159,7 @@ pub(super) async fn serve_with<E: Engine>(
         shutdown: options.allow_shutdown.then_some(shutdown),
     };
     let span = info_span!(parent: None, "queues", subsystem = options.name);
-    let task = tokio::spawn(service.run(provider).instrument(span));
+    let task = tokio::spawn(service.run(doors).instrument(span));
     Ok(Served { address, shutdown: asked, task })
 }
 
@@ -196,7 +213,7 @@ struct Frame {
 }
 
 impl<E: Engine> Service<E> {
-    async fn run(mut self, mut provider: Provider) {
+    async fn run(mut self, mut doors: Doors) {
         loop {
             let deadline = self.engine.poll_time().map(|time| self.clock.instant(time));
             tokio::select! {
@@ -204,8 +221,8 @@ impl<E: Engine> Service<E> {
                     self.engine.handle_completed(self.clock.now(), completion);
                 }
                 // while the engine cannot keep up, askers wait
-                incoming = provider.next(), if self.engine.has_room() => match incoming {
-                    Some(incoming) => self.take(incoming),
+                incoming = doors.next(), if self.engine.has_room() => match incoming {
+                    Some((incoming, right)) => self.take(incoming, right),
                     None => break,
                 },
                 () = until(deadline) => {}
@@ -213,9 +230,9 @@ impl<E: Engine> Service<E> {
             let mut taken = 0;
             while taken < TURN_MAX
                 && self.engine.has_room()
-                && let Some(incoming) = ready(&mut provider).await
+                && let Some((incoming, right)) = doors.ready().await
             {
-                self.take(incoming);
+                self.take(incoming, right);
                 taken += 1;
             }
             self.turn();
@@ -245,9 +262,9 @@ impl<E: Engine> Service<E> {
         self.engine.is_busy()
     }
 
-    fn take(&mut self, incoming: Incoming) {
+    fn take(&mut self, incoming: Incoming, right: Right) {
         match incoming {
-            Incoming::Request(request) => self.take_request(request),
+            Incoming::Request(request) => self.take_request(request, right),
             Incoming::Gone { asker } => {
                 self.sessions.remove(&asker);
                 self.frames.retain(|_, frame| frame.asker != asker);
@@ -256,7 +273,7 @@ impl<E: Engine> Service<E> {
         }
     }
 
-    fn take_request(&mut self, request: Request) {
+    fn take_request(&mut self, request: Request, right: Right) {
         let now = self.clock.now();
         let asker = request.asker();
         let asks = request.asks();
@@ -287,6 +304,7 @@ impl<E: Engine> Service<E> {
                 }
             };
             let token = u64::from(number) << 32 | u64::from(sequence);
+            let asked = asked.and_then(|asked| limit(&self.engine, asked, asker, right));
             match asked.and_then(|asked| self.permit(asked, asker, asks)) {
                 Ok(Some(command)) => {
                     waits |= waits_long(&command);
@@ -409,15 +427,6 @@ fn waits_long(command: &Command) -> bool {
 /// Whether its answer may be long.
 fn looks(command: &Command) -> bool {
     matches!(command, Command::List { .. } | Command::Diagnostics { .. } | Command::Trace { .. })
-}
-
-/// What has come in already.
-async fn ready(provider: &mut Provider) -> Option<Incoming> {
-    std::future::poll_fn(|context| match pin!(provider.next()).poll(context) {
-        Poll::Ready(incoming) => Poll::Ready(incoming),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await
 }
 
 async fn until(deadline: Option<Instant>) {

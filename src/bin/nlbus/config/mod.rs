@@ -7,6 +7,7 @@ mod access;
 mod user;
 
 pub(crate) use access::AccessRows;
+pub(crate) use user::{Group, User};
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -19,7 +20,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use crate::serve::Subsystem;
+use crate::serve::{SocketMode, Subsystem};
 
 /// The longest configuration file that is read, in bytes.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -50,6 +51,14 @@ pub(crate) struct ServeFile {
     pub(crate) state: Option<PathBuf>,
     pub(crate) state_max: Option<u64>,
     pub(crate) allow_shutdown: bool,
+    pub(crate) queues_managed: bool,
+    pub(crate) chaos_duplicate: Option<u32>,
+    pub(crate) pidfile: Option<PathBuf>,
+    /// In octal, so a string.
+    pub(crate) socket_mode: Option<Text<SocketMode>>,
+    pub(crate) socket_user: Option<Text<User>>,
+    pub(crate) socket_group: Option<Text<Group>>,
+    pub(crate) metrics: Option<FileUrl>,
     pub(crate) tls: TlsKeys,
     pub(crate) access: AccessRows,
 }
@@ -106,6 +115,7 @@ impl ServeConfig {
             *path = directory.join(&*path);
         }
         file.state = file.state.map(|state| directory.join(state));
+        file.pidfile = file.pidfile.map(|pidfile| directory.join(pidfile));
         // a name of `ip netns` has no slash in it
         if let Some(netns) = file.netns.as_mut().filter(|netns| netns.contains('/')) {
             *netns = directory.join(&*netns).to_string_lossy().into_owned();

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use super::{PATIENCE, client};
+use serde_json::json;
+
+use super::{PATIENCE, client, show};
 use crate::body;
 use crate::connect::Connect;
 use crate::exit::Exit;
@@ -24,8 +26,23 @@ pub(crate) struct Args {
     /// Read the request from a file.
     #[arg(long, value_name = "FILE", conflicts_with = "body")]
     file: Option<PathBuf>,
+    /// How the answer is printed.
+    #[arg(long, value_enum, default_value_t = Format::Line)]
+    format: Format,
     #[command(flatten)]
     connect: Connect,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Format {
+    /// As it is, and a line end if it has none.
+    Line,
+    /// As it is.
+    Raw,
+    /// A line of hexadecimal digits.
+    Hex,
+    /// An object with `bytes`, and `payload`: text, or for what is not UTF-8 an object with `hex`.
+    Json,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
@@ -36,9 +53,18 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
     let client = client(&args.connect, PATIENCE).await?;
     let answer = client.call(&args.queue, request, args.connect.timeout_given()).await?;
     let mut out = io::stdout();
-    out.write_all(&answer)?;
-    if !answer.ends_with(b"\n") {
-        out.write_all(b"\n")?;
+    match args.format {
+        Format::Raw => out.write_all(&answer)?,
+        Format::Line => {
+            out.write_all(&answer)?;
+            if !answer.ends_with(b"\n") {
+                out.write_all(b"\n")?;
+            }
+        }
+        Format::Hex => writeln!(out, "{}", show::hex(&answer))?,
+        Format::Json => {
+            writeln!(out, "{}", json!({"bytes": answer.len(), "payload": show::text(&answer)}))?;
+        }
     }
     out.flush()?;
     Ok(Exit::Ok)

@@ -80,7 +80,7 @@ fn text(
     payloads: bool,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let age = ago(broker.now.ms_since(broker.started));
+    let age = show::ago(broker.now.ms_since(broker.started));
     let place = if broker.durable { "on disk" } else { "in memory" };
     let BrokerInfo { queues: count, bytes, .. } = broker;
     writeln!(out, "broker up for {age}: {count} queues {place}, {bytes} bytes of messages")?;
@@ -93,7 +93,7 @@ fn text(
         let service = show::service(queue.service);
         let since = match queue.last_taken {
             Some(time) if *consumers == 0 => {
-                format!(", last {} ago", ago(broker.now.ms_since(time)))
+                format!(", last {} ago", show::ago(broker.now.ms_since(time)))
             }
             _ => String::new(),
         };
@@ -114,7 +114,7 @@ fn text(
 
 fn line(broker: &BrokerInfo, entry: &EntryInfo, payloads: bool) -> String {
     let record = Record::read(&entry.record);
-    let mut line = format!("{}: {} old", entry.id, ago(broker.now.ms_since(entry.arrived)));
+    let mut line = format!("{}: {} old", entry.id, show::ago(broker.now.ms_since(entry.arrived)));
     if entry.holder.is_some() {
         line += ", held";
     }
@@ -122,7 +122,7 @@ fn line(broker: &BrokerInfo, entry: &EntryInfo, payloads: bool) -> String {
         line += &format!(", delivered {} times", entry.attempts);
     }
     if let Some(expires) = entry.expires {
-        line += &format!(", of use for {}", ago(expires.ms_since(broker.now)));
+        line += &format!(", of use for {}", show::ago(expires.ms_since(broker.now)));
     }
     if let (Some(alive), Some(name)) = (entry.reply_alive, &record.reply_to) {
         let name = show::line(name.as_bytes(), 255);
@@ -135,13 +135,4 @@ fn line(broker: &BrokerInfo, entry: &EntryInfo, payloads: bool) -> String {
         line += &format!(": {}", show::line(&record.payload, 70));
     }
     line
-}
-
-/// A time in the unit that suits it.
-fn ago(ms: u64) -> String {
-    match ms {
-        0..10_000 => format!("{}.{:03} s", ms / 1_000, ms % 1_000),
-        10_000..600_000 => format!("{} s", ms / 1_000),
-        _ => format!("{} min", ms / 60_000),
-    }
 }

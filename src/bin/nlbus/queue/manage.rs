@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nlbus::service::queue::machine::Create;
+use nlbus::service::queue::machine::{Create, Service};
 use nlbus::service::queue::{Kind, Mode, OutMessage, Policy, QueueOptions, ReceiveOptions};
 use tokio::time::timeout;
 
@@ -36,13 +36,19 @@ pub(crate) struct ListArgs {
 
 pub(super) async fn list(args: ListArgs) -> anyhow::Result<Exit> {
     let client = client(&args.connect, Duration::ZERO).await?;
+    if args.long && !args.json {
+        // the ages are by the broker's clock
+        let asked = client.diagnostics(&args.prefix, 0, 0);
+        let (broker, mut queues) = timeout(args.connect.timeout(), asked).await??;
+        queues.retain(|queue| args.all || queue.service == Service::Running);
+        show::table(&broker, &queues, &mut io::stdout().lock())?;
+        return Ok(Exit::Ok);
+    }
     let queues = timeout(args.connect.timeout(), client.list(&args.prefix, !args.all)).await??;
     let mut out = io::stdout().lock();
     if args.json {
         let queues: Vec<_> = queues.iter().map(show::queue).collect();
         writeln!(out, "{}", serde_json::Value::Array(queues))?;
-    } else if args.long {
-        show::table(&queues, &mut out)?;
     } else {
         for queue in queues {
             writeln!(out, "{}", queue.name)?;

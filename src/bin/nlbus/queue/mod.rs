@@ -1,8 +1,10 @@
 //! `nlbus queue`: named queues of a broker.
 
 mod call;
+mod chart;
 mod diagnostics;
 mod manage;
+mod metrics;
 mod program;
 mod show;
 mod tail;
@@ -46,6 +48,7 @@ enum Command {
     Serve(program::Args),
     Diagnostics(diagnostics::Args),
     Tail(tail::Args),
+    Metrics(metrics::Args),
     Shutdown(manage::ShutdownArgs),
 }
 
@@ -62,6 +65,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
         Command::Serve(args) => program::run(args).await,
         Command::Diagnostics(args) => diagnostics::run(args).await,
         Command::Tail(args) => tail::run(args).await,
+        Command::Metrics(args) => metrics::run(args).await,
         Command::Shutdown(args) => manage::shutdown(args).await,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use nlbus::service::queue::machine::{Counters, EntryInfo, QueueInfo, Service};
+use nlbus::service::queue::machine::{BrokerInfo, Counters, EntryInfo, QueueInfo, Service};
 use nlbus::service::queue::protocol::Record;
 use nlbus::service::queue::{Kind, Message, Mode};
 use serde_json::{Value, json};
@@ -16,29 +16,45 @@ pub(super) fn service(service: Service) -> &'static str {
     }
 }
 
-pub(super) fn table(queues: &[QueueInfo], out: &mut impl Write) -> io::Result<()> {
+pub(super) fn table(
+    broker: &BrokerInfo,
+    queues: &[QueueInfo],
+    out: &mut impl Write,
+) -> io::Result<()> {
     let widest = queues.iter().map(|queue| queue.name.chars().count()).max().unwrap_or(0).max(5);
-    let head = ["SERVICE", "CONSUMERS", "READY", "HELD", "BYTES"];
-    let [service, consumers, ready, held, bytes] = head;
+    let head = ["SERVICE", "CONSUMERS", "READY", "HELD", "BYTES", "OLDEST"];
+    let [service, consumers, ready, held, bytes, oldest] = head;
     writeln!(
         out,
-        "{:<widest$}  {service:<13}  {consumers:>9}  {ready:>9}  {held:>9}  {bytes:>11}",
+        "{:<widest$}  {service:<13}  {consumers:>9}  {ready:>9}  {held:>9}  {bytes:>11}  {oldest:>9}",
         "QUEUE"
     )?;
     for queue in queues {
         let service = self::service(queue.service);
         let QueueInfo { name, consumers, ready, leased, bytes, .. } = queue;
+        let oldest = queue.oldest.map(|oldest| ago(broker.now.ms_since(oldest)));
+        let oldest = oldest.as_deref().unwrap_or("-");
         writeln!(
             out,
-            "{name:<widest$}  {service:<13}  {consumers:>9}  {ready:>9}  {leased:>9}  {bytes:>11}"
+            "{name:<widest$}  {service:<13}  {consumers:>9}  {ready:>9}  {leased:>9}  {bytes:>11}  {oldest:>9}"
         )?;
     }
     Ok(())
 }
 
+/// A time in the unit that suits it.
+pub(super) fn ago(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{}.{:03} s", ms / 1_000, ms % 1_000),
+        10_000..600_000 => format!("{} s", ms / 1_000),
+        _ => format!("{} min", ms / 60_000),
+    }
+}
+
 pub(super) fn queue(queue: &QueueInfo) -> Value {
     let Counters { sent, delivered, acked, returned, expired, dropped, dead, refused, .. } =
         queue.counters;
+    let Counters { redelivered, waited_us, done_us, .. } = queue.counters;
     json!({
         "name": &*queue.name,
         "kind": if queue.kind == Kind::Transient { "transient" } else { "persistent" },
@@ -59,6 +75,9 @@ pub(super) fn queue(queue: &QueueInfo) -> Value {
         "dropped": dropped,
         "dead": dead,
         "refused": refused,
+        "redelivered": redelivered,
+        "waited_us": waited_us,
+        "done_us": done_us,
     })
 }
 
@@ -95,14 +114,15 @@ pub(super) fn record(record: &Record) -> Value {
 }
 
 /// Text, or for what is not UTF-8 an object with its hexadecimal digits.
-fn text(bytes: &[u8]) -> Value {
+pub(super) fn text(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {
         Ok(text) => json!(text),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({ "hex": hex })
-        }
+        Err(_) => json!({ "hex": hex(bytes) }),
     }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// One line of a payload, without anything that could move a terminal's cursor.

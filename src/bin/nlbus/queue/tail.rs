@@ -7,6 +7,7 @@ use nlbus::service::queue::machine::{Event, What};
 use nlbus::service::queue::protocol::Record;
 use serde_json::json;
 
+use super::chart::{self, Chart};
 use super::{PATIENCE, client, show};
 use crate::body;
 use crate::connect::Connect;
@@ -37,12 +38,6 @@ pub(crate) struct Args {
     connect: Connect,
 }
 
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Chart {
-    Mscgen,
-    Mermaid,
-}
-
 pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
     let stopped = body::stopped()?;
     tokio::pin!(stopped);
@@ -51,7 +46,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
     let (mut from, events) = client.trace(0, Duration::ZERO, &args.prefix).await?;
     let mut out = io::stdout();
     if let Some(chart) = args.chart {
-        self::chart(chart, &events, &mut out)?;
+        chart::print(chart, &events, &mut out)?;
         return Ok(Exit::Ok);
     }
     print(&args, &events, &mut out)?;
@@ -77,7 +72,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<Exit> {
 
 fn print(args: &Args, events: &[Event], out: &mut impl Write) -> io::Result<()> {
     for event in events {
-        let record = Record::read(&event.record);
+        let record = Record::read_cut(&event.record);
         if args.json {
             let mut object = show::record(&record);
             object["event"] = json!(event.number);
@@ -104,48 +99,6 @@ fn print(args: &Args, events: &[Event], out: &mut impl Write) -> io::Result<()> 
         )?;
     }
     out.flush()
-}
-
-fn chart(chart: Chart, events: &[Event], out: &mut impl Write) -> io::Result<()> {
-    let arrows: Vec<(String, String, String)> = events
-        .iter()
-        .filter_map(|event| {
-            let session = format!("{:#010x}", event.session);
-            let queue = event.queue.replace(|c: char| c.is_control() || "\"\\;".contains(c), "_");
-            let payload = Record::read(&event.record).payload;
-            let start: String = String::from_utf8_lossy(&payload).chars().take(10).collect();
-            let start = start.replace(|c: char| !c.is_alphanumeric() && c != ' ', "_");
-            match event.what {
-                What::Sent => Some((session, queue, start)),
-                What::Delivered => Some((queue, session, start)),
-                _ => None,
-            }
-        })
-        .collect();
-    let mut ends: Vec<&String> = arrows.iter().flat_map(|(from, to, _)| [from, to]).collect();
-    ends.sort();
-    ends.dedup();
-    match chart {
-        Chart::Mscgen => {
-            let ends: Vec<String> = ends.iter().map(|end| format!("\"{end}\"")).collect();
-            writeln!(out, "msc {{\n  {};", ends.join(", "))?;
-            for (from, to, label) in &arrows {
-                writeln!(out, "  \"{from}\" => \"{to}\" [label=\"{label}\"];")?;
-            }
-            writeln!(out, "}}")
-        }
-        Chart::Mermaid => {
-            writeln!(out, "sequenceDiagram")?;
-            for (number, end) in ends.iter().enumerate() {
-                writeln!(out, "  participant p{number} as {end}")?;
-            }
-            let number = |end: &String| ends.iter().position(|other| *other == end).unwrap_or(0);
-            for (from, to, label) in &arrows {
-                writeln!(out, "  p{}->>p{}: {label}", number(from), number(to))?;
-            }
-            Ok(())
-        }
-    }
 }
 
 fn what(what: What) -> &'static str {

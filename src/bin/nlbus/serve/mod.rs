@@ -1,10 +1,13 @@
 //! `nlbus serve`: a broker with this machine's kernel behind it.
 
+mod metrics;
+mod process;
 mod queues;
 mod reload;
 mod settings;
 mod uplinks;
 
+pub(crate) use process::SocketMode;
 pub(crate) use settings::Subsystem;
 
 use std::collections::HashSet;
@@ -23,6 +26,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::{AccessRows, ServeConfig};
 use crate::exit::{Exit, UsageError};
 use crate::tls::TlsArgs;
+use metrics::Metrics;
+use process::Pidfile;
 use queues::Queues;
 use settings::Settings;
 use uplinks::Uplink;
@@ -79,6 +84,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     queues: queues::QueuesArgs,
     #[command(flatten)]
+    process: process::ProcessArgs,
+    #[command(flatten)]
     tls: TlsArgs,
 }
 
@@ -99,7 +106,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let mut hangup = signal(SignalKind::hangup())?;
     raise_descriptor_limit();
     let path = args.config.as_ref().map(|config| config.path.clone());
+    let checks_only = args.process.check_config;
     let settings = Settings::new(args).await?;
+    if checks_only {
+        Queues::check(&settings.queues)?;
+        writeln!(io::stdout(), "nothing is wrong")?;
+        return Ok(Exit::Ok);
+    }
     let node = Node::new(NodeOptions::default());
     let mut instructions = node.instructions();
     let server = Server::start(&node, path, settings, &mut io::stdout()).await;
@@ -157,6 +170,8 @@ struct Server {
     writing: Option<Kernel>,
     writable: HashSet<String>,
     queues: Queues,
+    /// What is there as long as it serves.
+    while_up: (Option<Metrics>, Option<Pidfile>),
 }
 
 impl Server {
@@ -168,15 +183,14 @@ impl Server {
         out: &mut impl Write,
     ) -> anyhow::Result<Self> {
         let reading = Kernel::open(&settings.kernel(false))?;
-        let queues = Queues::start(node, &settings.queues).await?;
-        let queue_address = queues.address();
         let mut server = Self {
             node: node.clone(),
             settings,
             path,
             writing: None,
             writable: HashSet::new(),
-            queues,
+            queues: Queues::default(),
+            while_up: (None, None),
         };
         let mut served = Vec::new();
         for subsystem in &server.settings.subsystems {
@@ -184,6 +198,9 @@ impl Server {
             let address = reading.serve(&endpoint, &subsystem.name, subsystem.protocol).await?;
             served.push((subsystem.name.clone(), address));
         }
+        // behind the kernel, whose addresses clients of the original know by heart
+        server.queues = Queues::start(node, &server.settings.queues).await?;
+        let queue_address = server.queues.address();
         server.let_in(server.settings.access.clone()).await?;
         for (name, address) in served {
             writeln!(out, "serving {name} at {address:#010x}, {}", server.mode(&name))?;
@@ -193,6 +210,13 @@ impl Server {
         }
         let mut options = ListenOptions::default();
         options.tls.clone_from(&server.settings.tls);
+        server.settings.process.own(&mut options);
+        if let Some(url) = &server.settings.process.metrics {
+            let with_queues = queue_address.is_some();
+            let (metrics, bound) = Metrics::start(node, with_queues, url, &options).await?;
+            server.while_up.0 = Some(metrics);
+            writeln!(out, "metrics at {bound}")?;
+        }
         for url in &server.settings.urls {
             let bound = node.listen(url, &options).await?;
             writeln!(out, "listening on {bound}")?;
@@ -204,6 +228,7 @@ impl Server {
             })?;
             writeln!(out, "linking to {} at {address:#010x}", uplink.url)?;
         }
+        server.while_up.1 = server.settings.process.pidfile()?;
         out.flush()?;
         Ok(server)
     }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use nlbus::endpoint::Endpoint;
 use nlbus::node::Node;
+use nlbus::service::queue::machine::MachineOptions;
 use nlbus::service::queue::{ServeOptions, Served, serve};
 use nlbus::store::{Loaded, Store, StoreOptions};
 use tokio::time::timeout;
@@ -29,17 +31,27 @@ pub(crate) struct QueuesArgs {
     /// Let `nlbus queue shutdown` end the broker.
     #[arg(long)]
     allow_shutdown: bool,
+    /// Let only those make, destroy, purge and look into queues who may write `queue`: see --allow-write and the access
+    /// list.
+    #[arg(long)]
+    queues_managed: bool,
+    /// For tests of consumers: deliver one of N acknowledged messages once more, as if the acknowledgement had been lost.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chaos_duplicate: Option<u32>,
 }
 
 impl QueuesArgs {
     /// What the command line does not say, the file may.
     pub(super) fn or(self, file: &ServeFile) -> Result<Self, UsageError> {
-        let Self { queues, state, state_max, allow_shutdown } = self;
+        let Self { queues, state, state_max, allow_shutdown, queues_managed, chaos_duplicate } =
+            self;
         let merged = Self {
             queues: queues || file.queues,
             state: state.or_else(|| file.state.clone()),
             state_max: state_max.or(file.state_max),
             allow_shutdown: allow_shutdown || file.allow_shutdown,
+            queues_managed: queues_managed || file.queues_managed,
+            chaos_duplicate: chaos_duplicate.or(file.chaos_duplicate),
         };
         if !merged.queues && (merged.state.is_some() || merged.allow_shutdown) {
             return Err(UsageError("--state and --allow-shutdown are for --queues".to_owned()));
@@ -49,6 +61,7 @@ impl QueuesArgs {
 }
 
 /// The queues of a broker, if it has any.
+#[derive(Default)]
 pub(super) struct Queues(Option<Served>);
 
 impl Queues {
@@ -73,8 +86,29 @@ impl Queues {
             }
         };
         let endpoint = Endpoint::attach(node)?;
-        let options = ServeOptions::default().allow_shutdown(args.allow_shutdown);
+        let mut machine = MachineOptions::default();
+        machine.duplicate_every = args.chaos_duplicate.unwrap_or(0);
+        if machine.duplicate_every > 0 {
+            tracing::warn!(one_of = machine.duplicate_every, "messages are delivered twice");
+        }
+        let options = ServeOptions::default()
+            .allow_shutdown(args.allow_shutdown)
+            .managed(args.queues_managed)
+            .machine(machine);
         Ok(Self(Some(serve(&endpoint, store, loaded, options).await?)))
+    }
+
+    /// Whether there could be queues with these arguments.
+    pub(super) fn check(args: &QueuesArgs) -> anyhow::Result<()> {
+        match &args.state {
+            Some(path) if args.queues => {
+                let found = std::fs::metadata(path)
+                    .with_context(|| format!("the state directory {}", path.display()))?;
+                anyhow::ensure!(found.is_dir(), "{} is not a directory", path.display());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The address, if there is one.

@@ -8,6 +8,8 @@ use nlbus::transport::{TlsClient, TlsServer, is_exposed};
 use nlbus::url::{BusUrl, TransportKind};
 
 use super::Args;
+use super::metrics;
+use super::process::ProcessArgs;
 use super::queues::QueuesArgs;
 use super::uplinks::UplinkSetting;
 use crate::config::{AccessRows, ServeConfig, ServeFile};
@@ -34,6 +36,7 @@ pub(super) struct Settings {
     pub(super) secret: Option<Vec<u8>>,
     pub(super) uplinks: Vec<UplinkSetting>,
     pub(super) queues: QueuesArgs,
+    pub(super) process: ProcessArgs,
 }
 
 impl Settings {
@@ -41,6 +44,7 @@ impl Settings {
     pub(super) async fn new(args: Args) -> anyhow::Result<Self> {
         let file = args.config.map(|config: ServeConfig| config.file).unwrap_or_default();
         let queues = args.queues.or(&file)?;
+        let process = args.process.or(&file);
         let ServeFile {
             listen,
             subsystems,
@@ -65,7 +69,10 @@ impl Settings {
         for url in &urls {
             check_exposure(url, insecure).await?;
         }
-        let files = match urls.iter().find(|url| url.is_tls()) {
+        if let Some(url) = &process.metrics {
+            metrics::check(url, insecure).await?;
+        }
+        let files = match urls.iter().chain(&process.metrics).find(|url| url.is_tls()) {
             Some(url) => Some(args.tls.files(url, &tls)?),
             // listening and linking over TLS may be asked for later
             None => urls.first().and_then(|url| args.tls.files(url, &tls).ok()),
@@ -108,6 +115,7 @@ impl Settings {
             secret,
             uplinks,
             queues,
+            process,
         })
     }
 

@@ -84,6 +84,8 @@ struct Inner {
     state: watch::Sender<State>,
     /// The connection is lost, or nobody wants one any more.
     news: Notify,
+    /// There is no further one.
+    fixed: bool,
 }
 
 impl Drop for Connections {
@@ -96,7 +98,11 @@ impl Drop for Connections {
 impl Connections {
     /// Connects, and again whenever the connection is lost.
     pub(super) fn dial(url: BusUrl, options: ClientOptions) -> Arc<Self> {
-        let inner = Arc::new(Inner { state: watch::Sender::new(State::Down), news: Notify::new() });
+        let inner = Arc::new(Inner {
+            state: watch::Sender::new(State::Down),
+            news: Notify::new(),
+            fixed: false,
+        });
         let name = options.name.clone();
         tokio::spawn(keep_up(url, options, Arc::clone(&inner)));
         Arc::new(Self { name, inner })
@@ -104,7 +110,7 @@ impl Connections {
 
     pub(super) fn fixed(endpoint: Endpoint, name: String) -> Arc<Self> {
         let up = State::Up(Connection { endpoint, generation: 1 });
-        let inner = Inner { state: watch::Sender::new(up), news: Notify::new() };
+        let inner = Inner { state: watch::Sender::new(up), news: Notify::new(), fixed: true };
         Arc::new(Self { name, inner: Arc::new(inner) })
     }
 
@@ -129,7 +135,10 @@ impl Connections {
             let current =
                 matches!(state, State::Up(connection) if connection.generation == generation);
             if current {
-                *state = State::Down;
+                *state = match self.inner.fixed {
+                    true => State::Failed(QueueError::Lost),
+                    false => State::Down,
+                };
             }
             current
         });

@@ -343,6 +343,57 @@ pub struct Counters {
     pub dead: u64,
     /// Messages that were not taken in.
     pub refused: u64,
+    /// Deliveries of what had been delivered before.
+    pub redelivered: u64,
+    /// How long messages waited for their first delivery, in microseconds, all together.
+    pub waited_us: u64,
+    /// The same from their arrival until they were done with.
+    pub done_us: u64,
+}
+
+impl Counters {
+    /// First deliveries: over how many `waited_us` was added up.
+    pub fn first_deliveries(&self) -> u64 {
+        self.delivered.saturating_sub(self.redelivered)
+    }
+
+    /// All of it, in the order of the fields.
+    pub(in super::super) fn to_array(self) -> [u64; 11] {
+        let Self { sent, delivered, acked, returned, expired, dropped, dead, refused, .. } = self;
+        let Self { redelivered, waited_us, done_us, .. } = self;
+        [
+            sent,
+            delivered,
+            acked,
+            returned,
+            expired,
+            dropped,
+            dead,
+            refused,
+            redelivered,
+            waited_us,
+            done_us,
+        ]
+    }
+
+    pub(in super::super) fn from_array(numbers: [u64; 11]) -> Self {
+        let [sent, delivered, acked, returned, expired, dropped, dead, refused, rest @ ..] =
+            numbers;
+        let [redelivered, waited_us, done_us] = rest;
+        Self {
+            sent,
+            delivered,
+            acked,
+            returned,
+            expired,
+            dropped,
+            dead,
+            refused,
+            redelivered,
+            waited_us,
+            done_us,
+        }
+    }
 }
 
 /// A message, for a person to look at.

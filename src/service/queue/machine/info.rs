@@ -13,6 +13,16 @@ use crate::store::Time;
 const ENTRIES_MAX: usize = 4_096;
 
 impl Machine {
+    /// Whether there is a queue of this name.
+    pub fn has(&self, queue: &str) -> bool {
+        self.names.contains_key(queue)
+    }
+
+    /// The session that owns a queue, if it is a transient one.
+    pub fn owner_of(&self, queue: &str) -> Option<u32> {
+        self.names.get(queue).and_then(|number| self.queues.get(number))?.owner
+    }
+
     pub(super) fn list(&self, prefix: &str, alive: bool) -> Answer {
         let queues =
             self.with_prefix(prefix).filter(|queue| !alive || queue.is_alive()).take(LIST_MAX);

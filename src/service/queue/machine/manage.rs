@@ -36,6 +36,7 @@ impl Queue {
             dirty: false,
             last_taken: None,
             counters: Counters::default(),
+            since_repeat: 0,
         }
     }
 }

@@ -91,11 +91,14 @@ pub struct MachineOptions {
     pub bytes_max: u64,
     /// Events that are kept for TRACE. Default 1,024.
     pub trace_events_max: usize,
+    /// For tests of consumers: of so many messages of a queue that are acknowledged, one is delivered once
+    /// more, as if its acknowledgement had been lost. Default 0: none.
+    pub duplicate_every: u32,
 }
 
 impl Default for MachineOptions {
     fn default() -> Self {
-        Self { queues_max: 65_536, bytes_max: 4 << 30, trace_events_max: 1_024 }
+        Self { queues_max: 65_536, bytes_max: 4 << 30, trace_events_max: 1_024, duplicate_every: 0 }
     }
 }
 
@@ -157,7 +160,7 @@ impl Machine {
             last_queue: 0,
             sessions: Table::default(),
             senders: Senders::new(loaded.senders),
-            shared: Shared::new(options.trace_events_max, loaded.last_key),
+            shared: Shared::new(&options, loaded.last_key),
             deadlines: BTreeSet::new(),
             last_taker: 0,
             takers_wrapped: false,
@@ -198,6 +201,7 @@ impl Machine {
             apart: true,
             lanes: 0,
             taken: false,
+            duplicated: false,
         };
         queue.entries.insert(id, entry);
         queue.next_id = queue.next_id.max(id + 1);

@@ -37,6 +37,8 @@ pub(super) struct Queue {
     pub(super) dirty: bool,
     pub(super) last_taken: Option<Time>,
     pub(super) counters: Counters,
+    /// Messages acknowledged since one came again on purpose.
+    pub(super) since_repeat: u32,
 }
 
 pub(super) struct Entry {
@@ -53,6 +55,8 @@ pub(super) struct Entry {
     pub(super) lanes: u32,
     /// Some consumer of a fanout is done with it.
     pub(super) taken: bool,
+    /// It was delivered once more on purpose.
+    pub(super) duplicated: bool,
 }
 
 /// A subscription.
@@ -216,7 +220,8 @@ impl Queue {
             if receive.auto_ack {
                 self.common.ready.remove(&id);
                 self.counters.acked += 1;
-                self.remove(id, shared);
+                let entry = self.remove(id, shared);
+                self.counters.done_us += entry.map_or(0, |entry| now.us_since(entry.arrived));
             } else {
                 self.common.lease(id, lease);
                 self.schedule(until, shared);
@@ -230,6 +235,10 @@ impl Queue {
     fn deliver(&mut self, id: u64, lease: Lease, token: u64, now: Time, shared: &mut Shared) {
         let Some(entry) = self.entries.get(&id) else { return };
         self.counters.delivered += 1;
+        match lease.attempts {
+            0 | 1 => self.counters.waited_us += now.us_since(entry.arrived),
+            _ => self.counters.redelivered += 1,
+        }
         self.last_taken = Some(now);
         let about = (entry.arrived, &entry.record);
         shared.trace.push(now, What::Delivered, &self.name, (id, lease.session), about);
@@ -292,7 +301,14 @@ impl Queue {
 
     /// A consumer is done with a message.
     pub(super) fn ack(&mut self, id: u64, lane: Option<u32>, now: Time, shared: &mut Shared) {
-        let session = self.release(id, lane, shared).map_or(0, |lease| lease.session);
+        let lease = self.release(id, lane, shared);
+        if let Some(lease) = lease
+            && shared.duplicate_every > 0
+            && self.is_to_repeat(id, shared.duplicate_every)
+        {
+            return self.repeat(id, lane, lease, now, shared);
+        }
+        let session = lease.map_or(0, |lease| lease.session);
         if let Some(lane) = self.lane(lane) {
             lane.ready.remove(&id);
         }
@@ -300,11 +316,38 @@ impl Queue {
         if let Some(entry) = self.entries.get_mut(&id) {
             let about = (entry.arrived, &entry.record);
             shared.trace.push(now, What::Acked, &self.name, (id, session), about);
+            self.counters.done_us += now.us_since(entry.arrived);
             entry.taken = true;
             entry.lanes = entry.lanes.saturating_sub(1);
             if entry.lanes == 0 {
                 self.remove(id, shared);
             }
+        }
+    }
+
+    /// Whether a message is the one of so many acknowledged ones that comes again. Each queue counts for
+    /// itself: requests and their answers would take turns otherwise.
+    fn is_to_repeat(&mut self, id: u64, every: u32) -> bool {
+        if self.entries.get(&id).is_none_or(|entry| entry.duplicated) {
+            return false;
+        }
+        self.since_repeat += 1;
+        let due = self.since_repeat >= every;
+        if due {
+            self.since_repeat = 0;
+        }
+        due
+    }
+
+    /// Has a message that was acknowledged delivered once more.
+    fn repeat(&mut self, id: u64, lane: Option<u32>, lease: Lease, now: Time, shared: &mut Shared) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.duplicated = true;
+        self.counters.returned += 1;
+        let about = (entry.arrived, &entry.record);
+        shared.trace.push(now, What::Returned, &self.name, (id, lease.session), about);
+        if let Some(lane) = self.lane(lane) {
+            lane.ready.insert(id, Waiting { attempts: lease.attempts, late: None });
         }
     }
 
@@ -445,11 +488,16 @@ impl Queue {
                 lane.ready.remove(&id);
             }
         }
+        let entry = self.remove(id, shared);
         match what {
-            What::Acked => self.counters.acked += 1,
+            What::Acked => {
+                self.counters.acked += 1;
+                let age = entry.as_ref().map_or(0, |entry| now.us_since(entry.arrived));
+                self.counters.done_us += age;
+            }
             _ => self.counters.dropped += 1,
         }
-        if let Some(entry) = self.remove(id, shared) {
+        if let Some(entry) = entry {
             let about = (entry.arrived, &entry.record);
             shared.trace.push(now, what, &self.name, (id, 0), about);
         }

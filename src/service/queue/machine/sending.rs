@@ -364,6 +364,7 @@ impl Queue {
             apart: true,
             lanes: 0,
             taken: false,
+            duplicated: false,
         };
         self.entries.insert(id, entry);
         id

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::super::hash::Table;
+use super::MachineOptions;
 use super::command::{Answer, Effect};
 use super::trace::Trace;
 use crate::store::{Op, SendId, Time};
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     /// Of messages in all queues.
     pub(super) bytes: u64,
     pub(super) last_key: u64,
+    /// See [`MachineOptions::duplicate_every`].
+    pub(super) duplicate_every: u32,
 }
 
 /// Who waits until something is stored.
@@ -93,12 +96,12 @@ impl Waits {
 }
 
 impl Shared {
-    pub(super) fn new(trace_events_max: usize, last_key: u64) -> Self {
+    pub(super) fn new(options: &MachineOptions, last_key: u64) -> Self {
         Self {
             effects: Vec::new(),
             ops: VecDeque::new(),
             storing: VecDeque::new(),
-            trace: Trace::new(trace_events_max),
+            trace: Trace::new(options.trace_events_max),
             receives: Table::default(),
             finished: Vec::new(),
             dirty: Vec::new(),
@@ -107,6 +110,7 @@ impl Shared {
             wake: BTreeSet::new(),
             bytes: 0,
             last_key,
+            duplicate_every: options.duplicate_every,
         }
     }
 

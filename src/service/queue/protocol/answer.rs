@@ -115,9 +115,7 @@ impl Body {
     }
 
     fn queue(&mut self, sequence: u32, queue: &QueueInfo) {
-        let Counters { sent, delivered, acked, returned, expired, dropped, dead, refused } =
-            queue.counters;
-        let counters = [sent, delivered, acked, returned, expired, dropped, dead, refused];
+        let counters = queue.counters.to_array();
         let service = match queue.service {
             Service::Running => 0,
             Service::NeverStarted => 1,
@@ -359,16 +357,7 @@ impl<'a> Found<'a> {
             messages: self.u64(attr::MESSAGES),
             bytes: self.u64(attr::BYTES),
             oldest: self.time(attr::OLDEST),
-            counters: Counters {
-                sent: counter(0),
-                delivered: counter(1),
-                acked: counter(2),
-                returned: counter(3),
-                expired: counter(4),
-                dropped: counter(5),
-                dead: counter(6),
-                refused: counter(7),
-            },
+            counters: Counters::from_array(std::array::from_fn(counter)),
             entries: Vec::new(),
         }
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::options::{Mode, Policy, QueueOptions};
 use super::{Body, attr};
-use crate::wire::{Attributes, Malformed, NLA_HEADER_LEN};
+use crate::wire::{Attribute, Attributes, Malformed, NLA_HEADER_LEN};
 
 /// A view of what a message says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,10 +25,32 @@ impl Record {
     /// Reads the attributes of a message. Those that are none of a record are passed over, and so is what
     /// comes behind a cut.
     pub fn read(region: &Bytes) -> Self {
+        Self::read_attributes(region, Attributes::new(region, 0).map_while(Result::ok))
+    }
+
+    /// As [`read`](Self::read), for the beginning of a record, of whose payload there is what there is.
+    pub fn read_cut(region: &Bytes) -> Self {
+        let mut record = Self::read(region);
+        let end =
+            Attributes::new(region, 0).find_map(Result::err).map(|malformed| malformed.offset);
+        let cut = end.and_then(|end| region.get(end..)?.split_first_chunk::<NLA_HEADER_LEN>());
+        if let Some(([_, _, k0, k1], rest)) = cut
+            && u16::from_le_bytes([*k0, *k1]) == attr::PAYLOAD
+            && record.payload.is_empty()
+        {
+            record.payload = region.slice_ref(rest);
+        }
+        record
+    }
+
+    fn read_attributes<'a>(
+        region: &'a Bytes,
+        attributes: impl Iterator<Item = Attribute<'a>>,
+    ) -> Self {
         let mut record = Self::default();
         let mut parts: Vec<u8> = Vec::new();
         let mut error = (0, String::new());
-        for attribute in Attributes::new(region, 0).map_while(Result::ok) {
+        for attribute in attributes {
             let value = attribute.payload;
             match attribute.kind {
                 attr::CORRELATION => record.correlation = region.slice_ref(value),
