@@ -7,7 +7,7 @@ use super::command::{Answer, Counters, Create, Effect, Refusal};
 use super::lane::Lane;
 use super::queue::{Queue, Taker};
 use super::shared::Waiter;
-use super::{Kind, Machine, NAME_BYTES_MAX};
+use super::{ENTRY_BYTES, Kind, Machine, NAME_BYTES_MAX};
 use crate::service::queue::options::QueueOptions;
 use crate::service::queue::protocol::options_to_bytes;
 use crate::store::{Op, Time};
@@ -26,6 +26,7 @@ impl Queue {
             next_id: 1,
             entries: BTreeMap::new(),
             bytes: 0,
+            memory: 0,
             common: Lane::default(),
             consumers: BTreeMap::new(),
             turn: VecDeque::new(),
@@ -166,6 +167,7 @@ impl Machine {
         let Some(mut queue) = self.queues.remove(&number) else { return };
         self.names.remove(&queue.name);
         self.shared.bytes -= queue.bytes;
+        self.shared.memory -= queue.memory;
         if let Some(scheduled) = queue.scheduled {
             self.shared.wake.remove(&(scheduled, number));
         }
@@ -250,14 +252,17 @@ impl Machine {
                 queue.give_back(id, None, false, now, &mut self.shared);
             }
         }
-        for queue in session.parking {
-            let Some(queue) = self.queues.get_mut(&queue) else { continue };
+        for number_of_queue in session.parking {
+            let Some(queue) = self.queues.get_mut(&number_of_queue) else { continue };
             let (gone, stay): (Vec<_>, Vec<_>) =
                 queue.parked.drain(..).partition(|parked| parked.session == number);
             queue.parked = stay.into();
-            queue.parked_bytes -=
-                gone.iter().map(|parked| parked.send.record.len() as u64).sum::<u64>();
             for parked in gone {
+                let length = parked.send.record.len() as u64;
+                if let Some(queue) = self.queues.get_mut(&number_of_queue) {
+                    queue.parked_bytes -= length;
+                    queue.discharge(length + ENTRY_BYTES, &mut self.shared);
+                }
                 let refusal = Refusal::new(errno::EPIPE, "the sender is gone");
                 self.refuse_send(parked.token, parked.send.send_id, refusal);
             }

@@ -7,8 +7,8 @@ use super::command::{Answer, Effect, Refusal, Send, What};
 use super::queue::{Entry, Parked, Queue};
 use super::senders::Known;
 use super::shared::{Place, Waiter};
-use super::{Kind, PARKED_BYTES_MAX, PARKED_MAX};
-use crate::service::queue::options::{Policy, QueueOptions};
+use super::{ENTRY_BYTES, Kind, LANE_BYTES, PARKED_BYTES_MAX, PARKED_MAX};
+use crate::service::queue::options::{Mode, Policy, QueueOptions};
 use crate::service::queue::protocol::with_dead_letter;
 use crate::store::{Op, SendId, StoreError, Stored, Time};
 use crate::wire::errno;
@@ -60,7 +60,7 @@ impl Machine {
             }
             None => return Err(Refusal::missing(&send.queue)),
         };
-        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.bytes);
+        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.memory);
         let Some(queue) = self.queues.get_mut(&number) else {
             return Err(Refusal::missing(&send.queue));
         };
@@ -75,7 +75,7 @@ impl Machine {
             let text = format!("the message has {length} bytes, {:?} takes {max}", queue.name);
             return refused(queue, errno::EMSGSIZE, text);
         }
-        if length > bytes_left {
+        if queue.counts_for(length) > bytes_left {
             let text = "the broker holds as many bytes of messages as it may".to_owned();
             return refused(queue, errno::ENOBUFS, text);
         }
@@ -88,11 +88,17 @@ impl Machine {
             }
         }
         if !queue.parked.is_empty() || !queue.has_room(length) {
-            let waits = queue.creating || queue.options.policy == Policy::Block;
-            let fits =
-                queue.parked.len() < PARKED_MAX && queue.parked_bytes + length <= PARKED_BYTES_MAX;
-            if waits && fits {
+            let (parked, bytes) = (queue.parked.len(), queue.parked_bytes + length);
+            let waits = if queue.creating {
+                // it will be in the queue soon
+                (parked as u64) < queue.options.messages_max && bytes <= queue.options.bytes_max
+            } else {
+                let fits = parked < PARKED_MAX && bytes <= PARKED_BYTES_MAX;
+                fits && queue.options.policy == Policy::Block
+            };
+            if waits {
                 queue.parked_bytes += length;
+                queue.charge(length + ENTRY_BYTES, shared);
                 if let Some(send_id) = send.send_id {
                     self.senders.start(send_id);
                 }
@@ -151,7 +157,9 @@ impl Machine {
             && queue.has_room(first.send.record.len() as u64)
             && let Some(parked) = queue.parked.pop_front()
         {
-            queue.parked_bytes -= parked.send.record.len() as u64;
+            let length = parked.send.record.len() as u64;
+            queue.parked_bytes -= length;
+            queue.discharge(length + ENTRY_BYTES, &mut self.shared);
             self.place(now, parked.session, Some(parked.token), number, parked.send);
         }
     }
@@ -235,13 +243,13 @@ impl Machine {
             Some(to) => Some(*to),
             None => self.add_queue(&name, Kind::Persistent, None, QueueOptions::default()).ok(),
         };
-        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.bytes);
+        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.memory);
         let arrival = Arrival { record, expires: None, send_id: None, reply_to };
         let length = arrival.record.len() as u64;
         let dead = to.and_then(|to| self.queues.get_mut(&to));
         // nothing leaves the disk for a queue in memory
         let dead = dead.filter(|dead| dead.durable || !durable);
-        match dead.filter(|dead| dead.fits(length) && length <= bytes_left) {
+        match dead.filter(|dead| dead.fits(length) && dead.counts_for(length) <= bytes_left) {
             None => self.moved(now, place, (0, 0), false),
             Some(dead) => {
                 let to = dead.number;
@@ -315,6 +323,15 @@ impl Queue {
             && self.bytes + length <= self.options.bytes_max
     }
 
+    /// What a message would count for in memory.
+    fn counts_for(&self, length: u64) -> u64 {
+        let lanes = match self.options.mode {
+            Mode::Share => 1,
+            Mode::Fanout => self.consumers.len().max(1) as u64,
+        };
+        length + ENTRY_BYTES + lanes * LANE_BYTES
+    }
+
     /// Adds a message that there is room for: its id. It is not in a lane yet.
     fn append(
         &mut self,
@@ -329,8 +346,10 @@ impl Queue {
         let Arrival { record, expires, send_id, reply_to } = arrival;
         shared.trace.push(now, What::Sent, &self.name, (id, session), (now, &record));
         self.counters.sent += 1;
-        self.bytes += record.len() as u64;
-        shared.bytes += record.len() as u64;
+        let length = record.len() as u64;
+        self.bytes += length;
+        shared.bytes += length;
+        self.charge(length + ENTRY_BYTES, shared);
         let mut key = 0;
         if self.durable {
             shared.last_key += 1;

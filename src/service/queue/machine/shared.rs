@@ -27,6 +27,8 @@ pub(super) struct Shared {
     pub(super) wake: BTreeSet<(Time, u32)>,
     /// Of messages in all queues.
     pub(super) bytes: u64,
+    /// The same with what is kept of each besides.
+    pub(super) memory: u64,
     pub(super) last_key: u64,
 }
 
@@ -105,6 +107,7 @@ impl Shared {
             leasing: Vec::new(),
             wake: BTreeSet::new(),
             bytes: 0,
+            memory: 0,
             last_key,
         }
     }
