@@ -1,6 +1,6 @@
 //! The task that keeps the queues: requests in, answers and deliveries out, changes to the store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
 use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
-use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX};
+use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX, Waiting};
 use crate::endpoint::{
     Endpoint, Incoming, ProvideOptions, Provider, Request, RequestError, Responder,
 };
@@ -27,6 +27,9 @@ const MESSAGES_MAX: usize = 4_096;
 
 /// Requests to look, of one asker in one turn; further ones are refused.
 const LOOKS_MAX: u32 = 16;
+
+/// The same of all askers.
+const ALL_LOOKS_MAX: u32 = 64;
 
 /// How queues are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,8 +128,12 @@ pub async fn serve(
         last_frame: 0,
         touched: Vec::new(),
         sessions: HashMap::new(),
+        waiting: Waiting::default(),
+        gone: HashSet::new(),
+        has_cut: false,
         effects: Vec::new(),
         looks: HashMap::new(),
+        all_looks: 0,
         shutdown: options.allow_shutdown.then_some(shutdown),
     };
     let span = info_span!(parent: None, "queues", subsystem = options.name);
@@ -166,9 +173,15 @@ struct Service {
     /// Frames that have something to say.
     touched: Vec<u32>,
     sessions: HashMap<u32, Session>,
+    waiting: Waiting,
+    /// Askers that have gone in this turn.
+    gone: HashSet<u32>,
+    /// A session was ended since effects were polled.
+    has_cut: bool,
     effects: Vec<Effect>,
     /// Requests to look, by asker, in this turn.
     looks: HashMap<u32, u32>,
+    all_looks: u32,
     shutdown: Option<watch::Sender<bool>>,
 }
 
@@ -218,11 +231,23 @@ impl Service {
 
     /// Does all that can be done now: whether something is being stored.
     fn turn(&mut self) -> bool {
+        loop {
+            let busy = self.turn_once();
+            // what its consumers held is others' now
+            if !std::mem::take(&mut self.has_cut) {
+                return busy;
+            }
+        }
+    }
+
+    fn turn_once(&mut self) -> bool {
         while let Some(result) = self.store.try_completed() {
             self.machine.handle_stored(self.clock.now(), result);
         }
         let now = self.clock.now();
         self.looks.clear();
+        self.all_looks = 0;
+        self.forget_gone();
         self.machine.handle_time(now);
         let mut effects = std::mem::take(&mut self.effects);
         self.machine.poll_effects(now, &mut effects);
@@ -248,9 +273,17 @@ impl Service {
             Incoming::Request(request) => self.take_request(request),
             Incoming::Gone { asker } => {
                 self.sessions.remove(&asker);
-                self.frames.retain(|_, frame| frame.asker != asker);
+                self.gone.insert(asker);
                 self.machine.handle_gone(self.clock.now(), asker);
             }
+        }
+    }
+
+    /// Once for all that have gone: looking for each of them by itself takes its time.
+    fn forget_gone(&mut self) {
+        if !self.gone.is_empty() {
+            self.frames.retain(|_, frame| !self.gone.contains(&frame.asker));
+            self.gone.clear();
         }
     }
 
@@ -315,8 +348,10 @@ impl Service {
             Asked::Command(command) if looks(&command) => {
                 let looks = self.looks.entry(asker).or_default();
                 *looks += 1;
-                let unread = self.sessions.get(&asker).is_some_and(Session::is_behind);
-                if *looks > LOOKS_MAX || unread {
+                self.all_looks += 1;
+                let unread = self.sessions.get(&asker).is_some_and(Session::is_behind)
+                    || self.waiting.is_full();
+                if *looks > LOOKS_MAX || self.all_looks > ALL_LOOKS_MAX || unread {
                     return refuse(errno::EBUSY, "earlier answers are to be read first");
                 }
                 Ok(Some(command))
@@ -380,13 +415,37 @@ impl Service {
         if over {
             self.frames.remove(&number);
         }
-        let session = self.sessions.entry(asker).or_insert_with(Session::start);
+        let session = self.sessions.entry(asker).or_insert_with(|| Session::start(&self.waiting));
         let outgoing = Outgoing { responder, request, bytes: body.into_bytes(), held };
-        if !session.offer(outgoing) {
+        if let Err(outgoing) = session.offer(outgoing) {
             warn!(asker = format_args!("{asker:#010x}"), "it does not read its answers");
-            self.frames.retain(|_, frame| frame.asker != asker);
-            self.machine.handle_gone(self.clock.now(), asker);
+            self.cut(asker, outgoing, over);
         }
+    }
+
+    /// Ends a session whose asker does not read, as if it had gone; when it reads again, it finds that out.
+    /// `over`: what could not be sent was the end of its frame.
+    fn cut(&mut self, asker: u32, unsent: Outgoing, over: bool) {
+        let text = "answers were not read: what was held is given to others";
+        let refusal = Answer::Refused(Refusal { errno: errno::ENOBUFS, text: text.to_owned() });
+        let mut body = Body::after(BEFORE);
+        body.answer(0, &refusal);
+        let bytes = body.into_bytes();
+        let mut last = Vec::new();
+        if over {
+            let Outgoing { responder, request, held, .. } = unsent;
+            last.push(Outgoing { responder, request, bytes: bytes.clone(), held });
+        }
+        for (_, frame) in self.frames.extract_if(|_, frame| frame.asker == asker) {
+            let Frame { responder, request, held, .. } = frame;
+            let responder = responder.last();
+            last.push(Outgoing { responder, request, bytes: bytes.clone(), held });
+        }
+        if let Some(session) = self.sessions.remove(&asker) {
+            session.end(last);
+        }
+        self.machine.handle_gone(self.clock.now(), asker);
+        self.has_cut = true;
     }
 
     fn new_frame(&mut self) -> u32 {
@@ -404,9 +463,10 @@ fn waits_long(command: &Command) -> bool {
     matches!(command, Command::Receive(_) | Command::Subscribe(_) | Command::Trace { .. })
 }
 
-/// Whether its answer may be long.
+/// Whether its answer, or the way to it, may be long.
 fn looks(command: &Command) -> bool {
     matches!(command, Command::List { .. } | Command::Diagnostics { .. } | Command::Trace { .. })
+        || matches!(command, Command::Purge { .. })
 }
 
 /// What has come in already.

@@ -1,7 +1,7 @@
 //! The way back to one asker: a task of its own, so that one that does not read delays nobody else.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
@@ -14,6 +14,16 @@ const WAITING_MAX: usize = 4_096;
 
 /// Bytes that wait for one asker, past which it may not look.
 const BEHIND_BYTES: usize = 8 << 20;
+
+/// Bytes that wait for one asker; past it, it is taken to be gone.
+const WAITING_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes that wait for all askers. Past it nobody may look, and who has more than [`FAIR_BYTES`] waiting and
+/// gets more is taken to be gone.
+const ALL_BYTES_MAX: usize = 1 << 30;
+
+/// See [`ALL_BYTES_MAX`].
+const FAIR_BYTES: usize = 4 << 20;
 
 /// What stands before the messages in a frame.
 pub(super) const BEFORE: usize = PAYLOAD_OFFSET + HEADER_LEN;
@@ -38,29 +48,69 @@ pub(super) struct Outgoing {
 /// The asker, as long as it has not gone.
 pub(super) struct Session {
     outgoing: mpsc::Sender<Outgoing>,
+    /// What follows when all else has gone out, and nothing after it.
+    last: Arc<Mutex<Vec<Outgoing>>>,
     waiting_bytes: Arc<AtomicUsize>,
+    all: Waiting,
+}
+
+/// Bytes that wait for all askers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    /// Whether that is as much as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > ALL_BYTES_MAX
+    }
 }
 
 impl Session {
-    pub(super) fn start() -> Self {
+    pub(super) fn start(all: &Waiting) -> Self {
         let (outgoing, mut waiting) = mpsc::channel::<Outgoing>(WAITING_MAX);
-        let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let bytes = Arc::clone(&waiting_bytes);
+        let session = Self {
+            outgoing,
+            last: Arc::default(),
+            waiting_bytes: Arc::default(),
+            all: all.clone(),
+        };
+        let (bytes, all) = (Arc::clone(&session.waiting_bytes), session.all.clone());
+        let last = Arc::clone(&session.last);
         tokio::spawn(async move {
             while let Some(outgoing) = waiting.recv().await {
                 bytes.fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
-                if let Err(error) = outgoing.send().await {
-                    tracing::debug!(%error, "an asker is gone");
-                }
+                all.0.fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
+                outgoing.send_or_not().await;
+            }
+            let last = last.lock().map(|mut last| std::mem::take(&mut *last));
+            for outgoing in last.unwrap_or_default() {
+                outgoing.send_or_not().await;
             }
         });
-        Self { outgoing, waiting_bytes }
+        session
     }
 
-    /// Sends a body without waiting: whether there was room.
-    pub(super) fn offer(&self, outgoing: Outgoing) -> bool {
-        self.waiting_bytes.fetch_add(outgoing.bytes.len(), Ordering::Relaxed);
-        self.outgoing.try_send(outgoing).is_ok()
+    /// Sends a body without waiting; gives it back if there is no room.
+    pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), Outgoing> {
+        let length = outgoing.bytes.len();
+        let waiting = self.waiting_bytes.load(Ordering::Relaxed);
+        if waiting > WAITING_BYTES_MAX || waiting > FAIR_BYTES && self.all.is_full() {
+            return Err(outgoing);
+        }
+        self.waiting_bytes.fetch_add(length, Ordering::Relaxed);
+        self.all.0.fetch_add(length, Ordering::Relaxed);
+        self.outgoing.try_send(outgoing).map_err(|error| {
+            self.waiting_bytes.fetch_sub(length, Ordering::Relaxed);
+            self.all.0.fetch_sub(length, Ordering::Relaxed);
+            error.into_inner()
+        })
+    }
+
+    /// Has these follow when all else has gone out, and nothing after them.
+    pub(super) fn end(self, last: Vec<Outgoing>) {
+        if let Ok(mut place) = self.last.lock() {
+            *place = last;
+        }
     }
 
     /// Whether much waits for it.
@@ -70,6 +120,12 @@ impl Session {
 }
 
 impl Outgoing {
+    async fn send_or_not(self) {
+        if let Err(error) = self.send().await {
+            tracing::debug!(%error, "an asker is gone");
+        }
+    }
+
     /// As `proto-spec/data.md` says: whole, or in parts and an end.
     async fn send(self) -> Result<(), RequestError> {
         let Self { responder, request, mut bytes, held } = self;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::command::{Answer, Counters, Create, Effect, Refusal};
 use super::lane::Lane;
-use super::queue::{Queue, Taker};
+use super::queue::{Parked, Queue, Taker};
 use super::shared::Waiter;
 use super::{ENTRY_BYTES, Kind, Machine, NAME_BYTES_MAX};
 use crate::service::queue::options::QueueOptions;
@@ -22,6 +22,7 @@ impl Queue {
             owner: None,
             durable: false,
             creating: false,
+            awaited: Vec::new(),
             options,
             next_id: 1,
             entries: BTreeMap::new(),
@@ -55,7 +56,7 @@ impl Machine {
             None => return Err(Refusal::new(errno::EINVAL, "a persistent queue needs a name")),
         };
         if let Some(number) = self.names.get(name.as_str()) {
-            let Some(found) = self.queues.get(number) else { return Err(Refusal::missing(&name)) };
+            let found = self.queues.get_mut(number).ok_or_else(|| Refusal::missing(&name))?;
             let other = |what| {
                 Err(Refusal::new(errno::EEXIST, format!("there is a queue {name:?} {what}")))
             };
@@ -67,6 +68,10 @@ impl Machine {
                 return other("of another session");
             } else if options.is_some_and(|options| options != found.options) {
                 return other("with other options");
+            }
+            if found.creating {
+                found.awaited.push(token);
+                return Ok(None);
             }
             return Ok(Some(Answer::Created { queue: Arc::clone(&found.name), new: false }));
         }
@@ -188,6 +193,9 @@ impl Machine {
             let refusal = Some(gone.clone());
             self.shared.effects.push(Effect::End { token: held.token, refusal });
         }
+        for token in std::mem::take(&mut queue.awaited) {
+            self.shared.answer(token, Answer::Refused(gone.clone()));
+        }
         for parked in std::mem::take(&mut queue.parked) {
             self.refuse_send(parked.token, parked.send.send_id, gone.clone());
         }
@@ -209,7 +217,7 @@ impl Machine {
         name: &str,
     ) -> Result<Option<Answer>, Refusal> {
         let (queue, shared) = self.queue(name)?;
-        let ids: Vec<u64> = queue.entries.keys().copied().filter(|id| queue.is_free(*id)).collect();
+        let ids: Vec<u64> = queue.free_ids().collect();
         for id in &ids {
             queue.drop_entry(*id, now, shared);
         }
@@ -254,17 +262,30 @@ impl Machine {
         }
         for number_of_queue in session.parking {
             let Some(queue) = self.queues.get_mut(&number_of_queue) else { continue };
-            let (gone, stay): (Vec<_>, Vec<_>) =
-                queue.parked.drain(..).partition(|parked| parked.session == number);
-            queue.parked = stay.into();
-            for parked in gone {
+            let parked = std::mem::take(&mut queue.parked);
+            for mut parked in parked {
+                if parked.session != number {
+                    self.keep_parked(number_of_queue, parked);
+                    continue;
+                }
+                let send_id = parked.send.send_id;
+                // its sender may be back already, over another link
+                if let Some(next) = send_id.and_then(|id| self.senders.take_over(id, number)) {
+                    (parked.token, parked.session) = (next.token, next.session);
+                    let session = self.sessions.entry(next.session).or_default();
+                    session.parking.insert(number_of_queue);
+                    self.keep_parked(number_of_queue, parked);
+                    continue;
+                }
                 let length = parked.send.record.len() as u64;
                 if let Some(queue) = self.queues.get_mut(&number_of_queue) {
                     queue.parked_bytes -= length;
                     queue.discharge(length + ENTRY_BYTES, &mut self.shared);
+                    // those behind it may fit
+                    queue.touch(&mut self.shared);
                 }
                 let refusal = Refusal::new(errno::EPIPE, "the sender is gone");
-                self.refuse_send(parked.token, parked.send.send_id, refusal);
+                self.refuse_send(parked.token, send_id, refusal);
             }
         }
         for queue in session.queues {
@@ -276,6 +297,12 @@ impl Machine {
         for tail in gone {
             let refusal = Refusal::new(errno::EPIPE, "the asker is gone");
             self.shared.answer(tail.token, Answer::Refused(refusal));
+        }
+    }
+
+    fn keep_parked(&mut self, queue: u32, parked: Parked) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.parked.push_back(parked);
         }
     }
 

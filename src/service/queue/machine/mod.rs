@@ -76,6 +76,10 @@ pub const CREDIT_MAX: (u32, u64) = (65_536, 16 << 20);
 /// Queues that one LIST or DIAGNOSTICS tells of.
 pub const LIST_MAX: usize = 10_000;
 
+/// The longest record of a message, in bytes, whatever a queue allows: with what is said of it, it still
+/// reaches a consumer that takes answers of 16 MiB.
+pub const RECORD_BYTES_MAX: u64 = (16 << 20) - 4_096;
+
 /// What a message counts for in memory besides its bytes, in bytes.
 pub const ENTRY_BYTES: u64 = 256;
 
@@ -214,6 +218,9 @@ impl Machine {
         if let Some(expires) = expires {
             queue.expiring.insert((expires, id));
             queue.schedule(expires, shared);
+        }
+        if let Some(send_id) = send_id {
+            self.senders.restored(send_id, message.queue, id);
         }
         queue.admit(id, attempts, shared);
         if queue.is_dead(attempts) {

@@ -21,6 +21,8 @@ pub(super) struct Queue {
     pub(super) durable: bool,
     /// It is not on disk yet: messages wait for that.
     pub(super) creating: bool,
+    /// Further CREATEs that wait for that.
+    pub(super) awaited: Vec<u64>,
     pub(super) options: QueueOptions,
     pub(super) next_id: u64,
     pub(super) entries: BTreeMap<u64, Entry>,
@@ -470,13 +472,11 @@ impl Queue {
         }
     }
 
-    /// The oldest message that nobody holds.
-    pub(super) fn oldest_free(&self) -> Option<u64> {
+    /// Messages that nobody holds, from the oldest on.
+    pub(super) fn free_ids(&self) -> Box<dyn Iterator<Item = u64> + '_> {
         match self.options.mode {
-            Mode::Share => self.common.ready.first_key_value().map(|(id, _)| *id),
-            Mode::Fanout => {
-                self.entries.iter().find(|(id, _)| self.is_free(**id)).map(|(id, _)| *id)
-            }
+            Mode::Share => Box::new(self.common.ready.keys().copied()),
+            Mode::Fanout => Box::new(self.entries.keys().copied().filter(|id| self.is_free(*id))),
         }
     }
 

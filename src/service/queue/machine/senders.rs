@@ -18,7 +18,7 @@ pub(super) struct Senders {
     order: BTreeMap<u64, u128>,
     last_use: u64,
     /// Messages that are being stored or wait for room, and who else waits for what becomes of them.
-    under_way: HashMap<SendId, Vec<u64>>,
+    under_way: HashMap<SendId, Vec<Waiting>>,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +26,13 @@ struct Sender {
     seen: Seen,
     recent: VecDeque<Recent>,
     used: u64,
+}
+
+/// A SEND that waits for what becomes of an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) token: u64,
+    pub(super) session: u32,
 }
 
 /// Where a message went.
@@ -45,6 +52,15 @@ pub(super) enum Known {
     /// It came before; where to, if that is still known.
     Before(Option<Recent>),
     TooOld,
+}
+
+impl Sender {
+    fn remember(&mut self, recent: Recent) {
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(recent);
+    }
 }
 
 impl Senders {
@@ -78,27 +94,38 @@ impl Senders {
         self.under_way.entry(send_id).or_default();
     }
 
-    /// `token` waits for what becomes of it too.
-    pub(super) fn join(&mut self, send_id: SendId, token: u64) {
-        if let Some(tokens) = self.under_way.get_mut(&send_id) {
-            tokens.push(token);
+    /// Another waits for what becomes of it too.
+    pub(super) fn join(&mut self, send_id: SendId, waiting: Waiting) {
+        if let Some(waits) = self.under_way.get_mut(&send_id) {
+            waits.push(waiting);
+        }
+    }
+
+    /// Who sent the same and is not `gone`, and is now the one who sends it.
+    pub(super) fn take_over(&mut self, send_id: SendId, gone: u32) -> Option<Waiting> {
+        let waits = self.under_way.get_mut(&send_id)?;
+        let at = waits.iter().position(|waiting| waiting.session != gone)?;
+        Some(waits.remove(at))
+    }
+
+    /// A message that was in a queue when the broker started.
+    pub(super) fn restored(&mut self, SendId { sender, sequence }: SendId, queue: u32, id: u64) {
+        if let Some(sender) = self.senders.get_mut(&sender) {
+            sender.remember(Recent { sequence, queue, id });
         }
     }
 
     /// It is in a queue. Who else waits for that.
-    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<u64> {
+    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<Waiting> {
         let sequence = send_id.sequence;
         let sender = self.entry(send_id.sender);
         sender.seen.insert(sequence);
-        if sender.recent.len() >= RECENT_MAX {
-            sender.recent.pop_front();
-        }
-        sender.recent.push_back(Recent { sequence, queue, id });
+        sender.remember(Recent { sequence, queue, id });
         self.under_way.remove(&send_id).unwrap_or_default()
     }
 
     /// It did not get into a queue. Who else waits for that.
-    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<u64> {
+    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<Waiting> {
         self.under_way.remove(&send_id).unwrap_or_default()
     }
 

@@ -37,6 +37,7 @@ pub(super) enum Waiter {
     Sent {
         queue: u32,
         id: u64,
+        session: u32,
         token: Option<u64>,
         send_id: Option<SendId>,
     },
