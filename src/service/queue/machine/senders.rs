@@ -20,7 +20,7 @@ pub(super) struct Senders {
     last_use: u64,
     /// Messages that are being stored or wait for room, and who else waits for what becomes of them: by
     /// sender, whose numbers mostly ascend.
-    under_way: Table<u128, BTreeMap<u64, Vec<u64>>>,
+    under_way: Table<u128, BTreeMap<u64, Vec<Waiting>>>,
 }
 
 #[derive(Debug, Default)]
@@ -28,6 +28,13 @@ struct Sender {
     seen: Seen,
     recent: VecDeque<Recent>,
     used: u64,
+}
+
+/// A SEND that waits for what becomes of an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) token: u64,
+    pub(super) session: u32,
 }
 
 /// Where a message went.
@@ -47,6 +54,15 @@ pub(super) enum Known {
     /// It came before; where to, if that is still known.
     Before(Option<Recent>),
     TooOld,
+}
+
+impl Sender {
+    fn remember(&mut self, recent: Recent) {
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(recent);
+    }
 }
 
 impl Senders {
@@ -81,38 +97,52 @@ impl Senders {
         self.under_way.entry(send_id.sender).or_default().entry(send_id.sequence).or_default();
     }
 
-    /// `token` waits for what becomes of it too.
-    pub(super) fn join(&mut self, send_id: SendId, token: u64) {
-        let numbers = self.under_way.get_mut(&send_id.sender);
-        if let Some(tokens) = numbers.and_then(|numbers| numbers.get_mut(&send_id.sequence)) {
-            tokens.push(token);
+    /// Another waits for what becomes of it too.
+    pub(super) fn join(&mut self, send_id: SendId, waiting: Waiting) {
+        if let Some(waits) = self.waits(send_id) {
+            waits.push(waiting);
+        }
+    }
+
+    /// Who sent the same and is not `gone`, and is now the one who sends it.
+    pub(super) fn take_over(&mut self, send_id: SendId, gone: u32) -> Option<Waiting> {
+        let waits = self.waits(send_id)?;
+        let at = waits.iter().position(|waiting| waiting.session != gone)?;
+        Some(waits.remove(at))
+    }
+
+    fn waits(&mut self, SendId { sender, sequence }: SendId) -> Option<&mut Vec<Waiting>> {
+        self.under_way.get_mut(&sender)?.get_mut(&sequence)
+    }
+
+    /// A message that was in a queue when the broker started.
+    pub(super) fn restored(&mut self, SendId { sender, sequence }: SendId, queue: u32, id: u64) {
+        if let Some(sender) = self.senders.get_mut(&sender) {
+            sender.remember(Recent { sequence, queue, id });
         }
     }
 
     /// It is in a queue. Who else waits for that.
-    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<u64> {
+    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<Waiting> {
         let sequence = send_id.sequence;
         let sender = self.entry(send_id.sender);
         sender.seen.insert(sequence);
-        if sender.recent.len() >= RECENT_MAX {
-            sender.recent.pop_front();
-        }
-        sender.recent.push_back(Recent { sequence, queue, id });
+        sender.remember(Recent { sequence, queue, id });
         self.end(send_id)
     }
 
     /// It did not get into a queue. Who else waits for that.
-    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<u64> {
+    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<Waiting> {
         self.end(send_id)
     }
 
-    fn end(&mut self, send_id: SendId) -> Vec<u64> {
+    fn end(&mut self, send_id: SendId) -> Vec<Waiting> {
         let Some(numbers) = self.under_way.get_mut(&send_id.sender) else { return Vec::new() };
-        let tokens = numbers.remove(&send_id.sequence).unwrap_or_default();
+        let waits = numbers.remove(&send_id.sequence).unwrap_or_default();
         if numbers.is_empty() {
             self.under_way.remove(&send_id.sender);
         }
-        tokens
+        waits
     }
 
     fn entry(&mut self, sender: u128) -> &mut Sender {

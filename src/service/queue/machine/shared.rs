@@ -29,6 +29,8 @@ pub(super) struct Shared {
     pub(super) wake: BTreeSet<(Time, u32)>,
     /// Of messages in all queues.
     pub(super) bytes: u64,
+    /// The same with what is kept of each besides.
+    pub(super) memory: u64,
     pub(super) last_key: u64,
     /// See [`MachineOptions::duplicate_every`].
     pub(super) duplicate_every: u32,
@@ -39,6 +41,7 @@ pub(super) enum Waiter {
     Sent {
         queue: u32,
         id: u64,
+        session: u32,
         token: Option<u64>,
         send_id: Option<SendId>,
     },
@@ -109,6 +112,7 @@ impl Shared {
             leasing: Vec::new(),
             wake: BTreeSet::new(),
             bytes: 0,
+            memory: 0,
             last_key,
             duplicate_every: options.duplicate_every,
         }
