@@ -91,6 +91,67 @@ fn kernel_asks_through_the_broker_and_without_it() {
 }
 
 #[test]
+fn queue_counts_what_is_sent_received_and_acknowledged_in_memory() {
+    for (producers, consumers, outstanding) in
+        [("1", "1", "8192"), ("3", "2", "10"), ("1", "1", "1")]
+    {
+        let mut arguments = vec!["queue", "--only", "memory", "--outstanding", outstanding];
+        arguments.extend(["--producers", producers, "--consumers", consumers]);
+        let report = bench(&arguments);
+        let rows = report["runs"].as_array().unwrap();
+        assert_eq!((rows.len(), &rows[0]["name"]), (1, &"memory".into()), "{report}");
+        assert_sound(&rows[0]);
+        assert_metered(&rows[0]);
+    }
+}
+
+#[test]
+fn queue_on_disk_is_measured_beside_sqlite_and_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let report = bench(&["queue", "--only", "durable", "--state", text(directory.path())]);
+    let rows = report["runs"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!((names, &report["started"]), (vec!["durable", "sqlite"], &true.into()));
+    rows.iter().for_each(assert_sound);
+    assert_eq!(rows[0]["outstanding"], 64);
+    assert_metered(&rows[0]);
+    assert!(report["durable_of_sqlite"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn queue_measures_of_a_broker_that_runs_what_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let socket = |name: &str| format!("unix://{}", text(&directory.path().join(name)));
+    let memory = Serve::start(&["--queues", &socket("memory")], 1);
+    let durable = Serve::start(&["--queues", "--state", text(&state), &socket("durable")], 1);
+    for (serve, name) in [(&memory, "memory"), (&durable, "durable")] {
+        for arguments in [&[][..], &["--only", name]] {
+            let report = bench(&[&["queue", "-u", &serve.urls[0]], arguments].concat());
+            let rows = report["runs"].as_array().unwrap();
+            assert_eq!(
+                (rows.len(), &rows[0]["name"]),
+                (1, &name.into()),
+                "no directory, no SQLite"
+            );
+            assert_sound(&rows[0]);
+        }
+    }
+    for (serve, name) in [(&memory, "durable"), (&durable, "memory")] {
+        let ended = run(nlbus(&["bench", "queue", "--only", name, "-u", &serve.urls[0]]));
+        ended.failed(1, &["the queues of this broker are not"]);
+    }
+    memory.end();
+    durable.end();
+    let without = Serve::start(&["tcp://127.0.0.1:0"], 1);
+    run(nlbus(&["bench", "queue", "-u", &without.urls[0]]))
+        .failed(5, &["nobody provides \"queue\""]);
+    without.end();
+}
+
+#[test]
 fn a_broker_that_runs_is_measured_over_its_socket_and_its_memory_is_not_known() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("bus.sock");
@@ -121,6 +182,7 @@ fn what_cannot_be_measured_is_a_usage_error() {
         (&["reqrep", "--clients", "4", "--outstanding", "3"], "4 askers cannot share 3 requests"),
         (&["reqrep", "--size", "15"], "not a number from 16 to 61440"),
         (&["reqrep", "--cpu", "100000"], "there is no CPU 100000"),
+        (&["queue", "--clients", "4"], "--producers and --consumers in place of --clients"),
     ] {
         let mut command = nlbus(&["bench"]);
         command.args(arguments);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nlbus::service::queue::machine::{self, What};
-use nlbus::service::queue::protocol::{QUEUE_TYPE, QUEUE_VERSION, attr, cmd, flag};
+use nlbus::service::queue::protocol::{HEADERS_MAX, QUEUE_TYPE, QUEUE_VERSION, attr, cmd, flag};
 use nlbus::store::RANGES_MAX;
 use serde::Deserialize;
 
@@ -84,6 +84,7 @@ fn limits_flags_and_events_are_those_of_the_specification() {
         ("queue-version", QUEUE_VERSION.into()),
         ("name-bytes-max", machine::NAME_BYTES_MAX as u64),
         ("receive-queues-max", machine::RECEIVE_QUEUES_MAX as u64),
+        ("headers-max", HEADERS_MAX as u64),
         ("parked-max", machine::PARKED_MAX as u64),
         ("parked-bytes-max", machine::PARKED_BYTES_MAX),
         ("waiting-per-session-max", machine::WAITING_PER_SESSION_MAX as u64),

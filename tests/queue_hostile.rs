@@ -3,14 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 use bytes::Bytes;
-use nlbus::service::queue::machine::{Command, Machine, MachineOptions, Receive, Send, Subscribe};
+use nlbus::service::queue::machine::{
+    Command, Machine, MachineOptions, RECEIVE_QUEUES_MAX, Receive, Send, Subscribe,
+};
 use nlbus::service::queue::protocol::{
-    Asked, Body, QUEUE_TYPE, Record, emit_command, options_from_bytes, options_to_bytes,
-    parse_request, read_answers,
+    Asked, Body, HEADERS_MAX, QUEUE_TYPE, Record, attr, cmd, emit_command, options_from_bytes,
+    options_to_bytes, parse_request, read_answers,
 };
 use nlbus::service::queue::{Mode, Policy, QueueOptions};
 use nlbus::store::{Loaded, SendId, Time};
-use nlbus::wire::{Message, MessageBuilder, Messages};
+use nlbus::wire::{Message, MessageBuilder, Messages, errno};
 use proptest::prelude::*;
 
 /// A message of the right type with any command and any attributes behind each other.
@@ -138,4 +140,34 @@ fn a_payload_that_is_longer_than_an_attribute_is_put_together_again() {
     assert_eq!(Record::read(&record.to_bytes().into()), record);
     let empty = MessageBuilder::new(QUEUE_TYPE, 0).finish();
     assert!(parse_request(&Message::parse(&empty).unwrap()).is_err());
+}
+
+#[test]
+fn more_headers_names_or_bytes_of_a_name_than_a_message_may_have_are_refused() {
+    let outcome = |command: u8, attributes: &[(u16, &[u8])]| {
+        let head = [command, 1, 0, 0];
+        let builder = MessageBuilder::new(QUEUE_TYPE, 0).body(&head);
+        let built = attributes
+            .iter()
+            .fold(builder, |builder, (kind, value)| builder.attribute(*kind, value).unwrap());
+        let bytes = built.finish();
+        parse_request(&Message::parse(&bytes).unwrap()).map_err(|refusal| refusal.errno)
+    };
+    let queue = (attr::QUEUE, &b"q"[..]);
+    let header = (attr::HEADER, &b"h\0"[..]);
+    let name = vec![b'x'; 256];
+    for (command, many, max) in
+        [(cmd::SEND, header, HEADERS_MAX), (cmd::RECEIVE, queue, RECEIVE_QUEUES_MAX)]
+    {
+        let mut attributes = vec![queue];
+        attributes.extend(vec![many; max]);
+        assert!(outcome(command, &attributes).is_ok());
+        attributes.push(many);
+        assert_eq!(outcome(command, &attributes), Err(errno::EINVAL));
+    }
+    for (length, ok) in [(255, true), (256, false)] {
+        let reply_to = (attr::REPLY_TO, &name[..length]);
+        assert_eq!(outcome(cmd::SEND, &[queue, reply_to]).is_ok(), ok);
+        assert_eq!(outcome(cmd::DESTROY, &[(attr::QUEUE, &name[..length])]).is_ok(), ok);
+    }
 }

@@ -7,10 +7,12 @@ mod support_queue;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nlbus::endpoint::Endpoint;
-use nlbus::service::queue::machine::{Service, What};
+use nlbus::endpoint::{Endpoint, RequestOptions};
+use nlbus::node::NodeOptions;
+use nlbus::service::queue::machine::{Command, Service, Subscribe, What};
+use nlbus::service::queue::protocol::{Body, Said, emit_command, read_answers};
 use nlbus::service::queue::{
-    Client, Mode, OutMessage, Policy, QueueError, QueueOptions, ReceiveOptions, SubscribeOptions,
+    Mode, OutMessage, Policy, QueueError, QueueOptions, ReceiveOptions, SubscribeOptions,
 };
 use nlbus::store::SendId;
 use nlbus::wire::errno;
@@ -325,6 +327,59 @@ async fn a_message_is_dropped_when_its_time_is_over() {
 }
 
 #[tokio::test]
+async fn a_subscriber_that_does_not_read_is_told_so_when_it_does_and_others_get_what_it_held() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("unix://{}", directory.path().join("socket").display()).parse().unwrap();
+    let mut options = NodeOptions::default();
+    options.outbox_bytes_max = 256 << 10;
+    options.reply_hold_max = HANG;
+    let broker = Broker::start_with(None, &url, options).await;
+    let client = broker.inside();
+    client.create("q", None).await.unwrap();
+    let endpoint = Endpoint::connect(&broker.url).await.unwrap();
+    let mut body = Body::default();
+    let queue = "q".to_owned();
+    let subscribe = Subscribe { queue, credit: 65_536, credit_bytes: 1 << 30, lease_ms: None };
+    emit_command(&Command::Subscribe(subscribe), 7, &mut body);
+    let options = RequestOptions::default().deadline(None);
+    let mut answers = in_time(endpoint.ask_with("queue", body.as_bytes(), options)).await.unwrap();
+    while client.list("q", true).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let mut sent = 0;
+    while client.list("q", true).await.unwrap().len() == 1 {
+        for _ in 0..200 {
+            client.send("q", &[7; 1_000][..]).await.unwrap();
+            sent += 1;
+        }
+    }
+    let mut said = Vec::new();
+    while let Some(body) = in_time(answers.next()).await {
+        read_answers(&body.unwrap(), |_, answer| match answer {
+            Said::Message(message) => assert!(message.id <= sent),
+            answer => said.push(answer),
+        })
+        .unwrap();
+    }
+    assert!(matches!(said.as_slice(), [Said::Subscribed(_), Said::Refused(_)]), "{said:?}");
+    let info = client.list("q", false).await.unwrap().remove(0);
+    assert_eq!((info.ready, info.leased), (sent, 0));
+}
+
+#[tokio::test]
+async fn diagnostics_of_long_messages_fit_in_an_answer() {
+    let broker = Broker::start(None).await;
+    let client = broker.inside();
+    let messages = (0..400).map(|_| OutMessage::new(vec![7; 60_000]).create());
+    client.send_all("q", messages).await.unwrap();
+    let (_, queues) = client.diagnostics("", 1_000, u32::MAX).await.unwrap();
+    let entries = &queues[0].entries;
+    let shown: usize = entries.iter().map(|entry| entry.record.len()).sum();
+    assert_eq!(entries.len(), 400);
+    assert!((2 << 20..=4 << 20).contains(&shown), "{shown} bytes are shown");
+}
+
+#[tokio::test]
 async fn diagnostics_tell_who_waits_and_whether_anybody_serves() {
     let broker = Broker::start(None).await;
     let client = broker.client().await;
@@ -372,16 +427,9 @@ async fn a_message_sent_again_is_stored_once_over_any_number_of_connections() {
     for connection in 0..connections {
         let client = broker.client().await;
         let share = 3 * count / connections;
-        let mut sends = tokio::task::JoinSet::new();
-        for n in connection * share..(connection + 1) * share {
-            let sequence = n % count + 1;
-            let client: Client = client.clone();
-            sends.spawn(async move {
-                let send_id = SendId { sender: 5, sequence };
-                client.send("q", OutMessage::from("x").send_id(send_id)).await.unwrap()
-            });
-        }
-        for sent in sends.join_all().await {
+        let messages = (connection * share..(connection + 1) * share)
+            .map(|n| OutMessage::from("x").send_id(SendId { sender: 5, sequence: n % count + 1 }));
+        for sent in client.send_all("q", messages).await.unwrap() {
             fresh += u64::from(!sent.again);
         }
     }

@@ -9,6 +9,7 @@
 //! | a batch is through | at once | after a commit of what has gathered was synced |
 //! | after a restart | nothing | every queue, message and id, and who had sent what |
 
+mod gather;
 mod open;
 mod owed;
 mod seen;
@@ -21,6 +22,7 @@ pub use seen::{Judgement, RANGES_MAX, SENDERS_MAX, Seen};
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::mpsc::{self, error::TryRecvError};
+use writer::Outcome;
 
 /// Batches that may be under way at once.
 pub const BATCHES_MAX: usize = 256;
@@ -205,7 +207,9 @@ enum Place {
     },
     Sqlite {
         batches: std::sync::mpsc::SyncSender<Vec<Op>>,
-        done: mpsc::Receiver<Result<(), StoreError>>,
+        done: mpsc::Receiver<Vec<Outcome>>,
+        /// What became of the batches of a group, of which some have been told.
+        told: std::vec::IntoIter<Outcome>,
     },
 }
 
@@ -257,7 +261,13 @@ impl Store {
                 *done -= 1;
                 Ok(())
             }
-            Place::Sqlite { done, .. } => done.recv().await.unwrap_or(Err(StoreError::Ended)),
+            Place::Sqlite { done, told, .. } => match told.next() {
+                Some(outcome) => outcome,
+                None => {
+                    *told = done.recv().await.unwrap_or_default().into_iter();
+                    told.next().unwrap_or(Err(StoreError::Ended))
+                }
+            },
         };
         self.under_way -= 1;
         result
@@ -271,9 +281,15 @@ impl Store {
                 *done -= 1;
                 Ok(())
             }
-            Place::Sqlite { done, .. } => match done.try_recv() {
-                Err(TryRecvError::Disconnected) if self.under_way > 0 => Err(StoreError::Ended),
-                received => received.ok()?,
+            Place::Sqlite { done, told, .. } => match told.next() {
+                Some(outcome) => outcome,
+                None => match done.try_recv() {
+                    Err(TryRecvError::Disconnected) if self.under_way > 0 => Err(StoreError::Ended),
+                    received => {
+                        *told = received.ok()?.into_iter();
+                        told.next()?
+                    }
+                },
             },
         };
         self.under_way -= 1;

@@ -88,9 +88,10 @@ impl Store {
         let writer = Writer::new(database, path, lock);
         let started = std::thread::Builder::new()
             .name("nlbus-store".to_owned())
-            .spawn(move || writer.run(&incoming, &outgoing));
+            .spawn(move || writer.run(incoming, &outgoing));
         started.map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        Ok((Self { place: Place::Sqlite { batches, done }, under_way: 0 }, loaded))
+        let told = Vec::new().into_iter();
+        Ok((Self { place: Place::Sqlite { batches, done, told }, under_way: 0 }, loaded))
     }
 }
 

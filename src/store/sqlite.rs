@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, Transaction, params};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, params};
 use tracing::{debug, error, info};
 
 use super::open::{DAMAGED_TEXT, OpenError, StoreOptions};
@@ -45,6 +46,7 @@ pub(super) struct Database {
     last_use: u64,
     /// Senders that are to be removed.
     forgotten: Vec<u128>,
+    last_sync: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -86,6 +88,7 @@ impl Database {
             order: BTreeMap::new(),
             last_use,
             forgotten: Vec::new(),
+            last_sync: Duration::ZERO,
         };
         database.let_grow(true).map_err(|e| unreadable(e.to_string()))?;
         for (sender, seen) in &loaded.senders {
@@ -113,11 +116,16 @@ impl Database {
         let mut pending = Pending::default();
         let transaction = self.connection.transaction();
         let done = transaction.and_then(|transaction| {
+            let mut insert = Insert::new(&transaction)?;
             for op in ops {
-                pending.apply(&transaction, op, &self.senders)?;
+                pending.apply(&transaction, &mut insert, op, &self.senders)?;
             }
+            drop(insert);
             pending.finish(&transaction, self.last_use + 1, &self.forgotten)?;
-            transaction.commit()
+            let start = Instant::now();
+            transaction.commit()?;
+            self.last_sync = start.elapsed();
+            Ok(())
         });
         if let Err(error) = done {
             self.report(&error.to_string());
@@ -142,6 +150,11 @@ impl Database {
         Ok(())
     }
 
+    /// How long the last commit took to be on disk, once its changes were made.
+    pub(super) fn last_sync(&self) -> Duration {
+        self.last_sync
+    }
+
     /// Once for as long as it lasts.
     fn report(&mut self, error: &str) {
         if std::mem::replace(&mut self.failing, true) {
@@ -160,6 +173,33 @@ impl Database {
     }
 }
 
+/// New rows of messages: what a commit does most often, so its statement is looked up once.
+struct Insert<'t>(CachedStatement<'t>);
+
+impl<'t> Insert<'t> {
+    fn new(transaction: &'t Transaction<'_>) -> rusqlite::Result<Self> {
+        let sql = "INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        transaction.prepare_cached(sql).map(Self)
+    }
+
+    fn put(&mut self, message: &Stored) -> rusqlite::Result<()> {
+        let Stored { key, queue, id, arrived, expires, attempts, send_id, record } = message;
+        let insert = &mut self.0;
+        // each value anew: they stay bound from row to row
+        insert.raw_bind_parameter(1, *key as i64)?;
+        insert.raw_bind_parameter(2, queue)?;
+        insert.raw_bind_parameter(3, *id as i64)?;
+        insert.raw_bind_parameter(4, arrived.0 as i64)?;
+        insert.raw_bind_parameter(5, expires.map(|expires| expires.0 as i64))?;
+        insert.raw_bind_parameter(6, attempts)?;
+        insert.raw_bind_parameter(7, send_id.map(|send_id| send_id.sender.to_le_bytes()))?;
+        insert.raw_bind_parameter(8, send_id.map(|send_id| send_id.sequence as i64))?;
+        insert.raw_bind_parameter(9, checksum(message))?;
+        insert.raw_bind_parameter(10, &record[..])?;
+        insert.raw_execute().map(drop)
+    }
+}
+
 /// What a transaction writes once at its end.
 #[derive(Default)]
 struct Pending {
@@ -173,6 +213,7 @@ impl Pending {
     fn apply(
         &mut self,
         transaction: &Transaction<'_>,
+        insert: &mut Insert<'_>,
         op: &Op,
         senders: &HashMap<u128, Sender>,
     ) -> rusqlite::Result<()> {
@@ -191,7 +232,10 @@ impl Pending {
                     delete(transaction, *key)?;
                 }
             }
-            Op::Put(message) => self.put(transaction, message, senders)?,
+            Op::Put(message) => {
+                insert.put(message)?;
+                self.put(message, senders);
+            }
             Op::Delete { key } => delete(transaction, *key)?,
             Op::Attempts { key, attempts } => {
                 let sql = "UPDATE messages SET attempts = ?2 WHERE key = ?1";
@@ -201,29 +245,7 @@ impl Pending {
         Ok(())
     }
 
-    fn put(
-        &mut self,
-        transaction: &Transaction<'_>,
-        message: &Stored,
-        senders: &HashMap<u128, Sender>,
-    ) -> rusqlite::Result<()> {
-        let sender = message.send_id.map(|send_id| send_id.sender.to_le_bytes());
-        let sequence = message.send_id.map(|send_id| send_id.sequence as i64);
-        let mut insert = transaction.prepare_cached(
-            "INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-        )?;
-        insert.execute(params![
-            message.key as i64,
-            message.queue,
-            message.id as i64,
-            message.arrived.0 as i64,
-            message.expires.map(|expires| expires.0 as i64),
-            message.attempts,
-            sender,
-            sequence,
-            checksum(message),
-            &message.record[..],
-        ])?;
+    fn put(&mut self, message: &Stored, senders: &HashMap<u128, Sender>) {
         self.last_key = self.last_key.max(message.key);
         let next_id = self.next_ids.entry(message.queue).or_default();
         *next_id = (*next_id).max(message.id + 1);
@@ -232,7 +254,6 @@ impl Pending {
             let seen = self.senders.entry(sender);
             seen.or_insert_with(|| known().unwrap_or_default()).insert(sequence);
         }
-        Ok(())
     }
 
     /// `used`: the place of its senders in the order in which they last sent.

@@ -16,15 +16,10 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use super::gather::Gatherer;
 use super::owed::Owed;
 use super::sqlite::Database;
 use super::{Op, StoreError};
-
-/// Changes that one commit takes, give or take a batch.
-const GROUP_MAX: usize = 256;
-
-/// How long the first of a group waits for as many as were in the one before.
-const GATHER_MAX: Duration = Duration::from_millis(2);
 
 /// How soon what is owed, and the reserve, are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -40,7 +35,8 @@ const RESERVE_BYTES: u64 = 6 << 20;
 /// database.
 const LARGE_BYTES: u64 = 1 << 20;
 
-type Outcome = Result<(), StoreError>;
+/// How a batch ended.
+pub(super) type Outcome = Result<(), StoreError>;
 
 pub(super) struct Writer {
     database: Database,
@@ -49,8 +45,6 @@ pub(super) struct Writer {
     owed: Owed,
     /// The reserve was given up; since when it was last tried.
     strained: Option<Instant>,
-    /// How many changes the last group had.
-    last_group: usize,
     /// Held as long as the thread runs.
     _lock: File,
 }
@@ -63,20 +57,20 @@ impl Writer {
             reserve: directory.join("ballast"),
             owed: Owed::default(),
             strained: None,
-            last_group: 1,
             _lock: lock,
         }
     }
 
-    /// Writes until nobody is left who hands in batches.
-    pub(super) fn run(mut self, batches: &Receiver<Vec<Op>>, done: &mpsc::Sender<Outcome>) {
+    /// Writes until nobody is left who hands in batches. What became of a group is told at once.
+    pub(super) fn run(mut self, batches: Receiver<Vec<Op>>, done: &mpsc::Sender<Vec<Outcome>>) {
         if !self.hold_reserve() {
             self.strain();
         }
+        let mut gatherer = Gatherer::new(batches);
         loop {
             let calm = self.owed.is_empty() && self.strained.is_none();
-            let group = match batches.recv_timeout(if calm { Duration::MAX } else { RETRY }) {
-                Ok(first) => self.gather(first, batches),
+            let group = match gatherer.next(if calm { Duration::MAX } else { RETRY }) {
+                Ok(group) => group,
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
@@ -85,41 +79,16 @@ impl Writer {
                 let _ = self.pay();
                 continue;
             }
-            for outcome in self.commit(group) {
-                // there is room for as many as may be under way
-                if done.try_send(outcome).is_err() {
-                    debug!("nobody waits for what was written");
-                }
+            let outcomes = self.commit(group);
+            gatherer.written(self.database.last_sync());
+            // there is room for as many as may be under way
+            if done.try_send(outcomes).is_err() {
+                debug!("nobody waits for what was written");
             }
         }
         if self.pay().is_err() {
             warn!("what was acknowledged last may be found again");
         }
-    }
-
-    /// One more round of senders usually follows the last one within microseconds of its answer; one
-    /// alone waits for nobody.
-    fn gather(&mut self, first: Vec<Op>, batches: &Receiver<Vec<Op>>) -> Vec<Vec<Op>> {
-        let deadline = Instant::now() + GATHER_MAX;
-        let mut length = first.len();
-        let mut group = vec![first];
-        while length < GROUP_MAX {
-            let next = match batches.try_recv() {
-                Ok(next) => next,
-                Err(_) if length >= self.last_group => break,
-                Err(_) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    match batches.recv_timeout(left) {
-                        Ok(next) => next,
-                        Err(_) => break,
-                    }
-                }
-            };
-            length += next.len();
-            group.push(next);
-        }
-        self.last_group = length.min(GROUP_MAX);
-        group
     }
 
     fn commit(&mut self, group: Vec<Vec<Op>>) -> Vec<Outcome> {

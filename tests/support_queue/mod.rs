@@ -33,11 +33,15 @@ impl Broker {
     }
 
     pub(crate) async fn start_at(state: Option<&Path>, url: &BusUrl) -> Self {
+        Self::start_with(state, url, NodeOptions::default()).await
+    }
+
+    pub(crate) async fn start_with(state: Option<&Path>, url: &BusUrl, node: NodeOptions) -> Self {
         let (store, loaded) = match state {
             None => (Store::memory(), Loaded::default()),
             Some(path) => open(path),
         };
-        let node = Node::new(NodeOptions::default());
+        let node = Node::new(node);
         let endpoint = Endpoint::attach(&node).unwrap();
         let options = ServeOptions::default().allow_shutdown(true);
         let served = serve(&endpoint, store, loaded, options).await.unwrap();

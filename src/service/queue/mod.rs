@@ -29,6 +29,7 @@
 
 mod client;
 mod engine;
+mod hash;
 pub mod machine;
 mod options;
 pub mod protocol;

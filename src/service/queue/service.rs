@@ -1,6 +1,6 @@
 //! The task that keeps the queues: requests in, answers and deliveries out, changes to the store.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -9,10 +9,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use super::engine::{Engine, Local};
+use super::hash::Table;
 use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
 use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
 use super::rights::{Doors, Right, limit};
-use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX};
+use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX, Waiting};
 use crate::endpoint::{Endpoint, Incoming, ProvideOptions, Request, RequestError, Responder};
 use crate::store::{Loaded, Store, Time};
 use crate::wire::{Header, Messages, errno};
@@ -25,6 +26,9 @@ const MESSAGES_MAX: usize = 4_096;
 
 /// Requests to look, of one asker in one turn; further ones are refused.
 const LOOKS_MAX: u32 = 16;
+
+/// The same of all askers.
+const ALL_LOOKS_MAX: u32 = 64;
 
 /// How queues are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,12 +154,16 @@ pub(super) async fn serve_with<E: Engine>(
     let service = Service {
         engine: start(clock.now()),
         clock,
-        frames: HashMap::new(),
+        frames: Table::default(),
         last_frame: 0,
         touched: Vec::new(),
-        sessions: HashMap::new(),
+        sessions: Table::default(),
+        waiting: Waiting::default(),
+        gone: HashSet::new(),
+        has_cut: false,
         effects: Vec::new(),
-        looks: HashMap::new(),
+        looks: Table::default(),
+        all_looks: 0,
         shutdown: options.allow_shutdown.then_some(shutdown),
     };
     let span = info_span!(parent: None, "queues", subsystem = options.name);
@@ -189,14 +197,20 @@ struct Service<E> {
     engine: E,
     clock: Clock,
     /// Requests that are not yet answered, or never will be in full.
-    frames: HashMap<u32, Frame>,
+    frames: Table<u32, Frame>,
     last_frame: u32,
     /// Frames that have something to say.
     touched: Vec<u32>,
-    sessions: HashMap<u32, Session>,
+    sessions: Table<u32, Session>,
+    waiting: Waiting,
+    /// Askers that have gone in this turn.
+    gone: HashSet<u32>,
+    /// A session was ended since effects were polled.
+    has_cut: bool,
     effects: Vec<Effect>,
     /// Requests to look, by asker, in this turn.
-    looks: HashMap<u32, u32>,
+    looks: Table<u32, u32>,
+    all_looks: u32,
     shutdown: Option<watch::Sender<bool>>,
 }
 
@@ -247,8 +261,20 @@ impl<E: Engine> Service<E> {
 
     /// Does all that can be done now: whether something is being stored.
     fn turn(&mut self) -> bool {
+        loop {
+            let busy = self.turn_once();
+            // what its consumers held is others' now
+            if !std::mem::take(&mut self.has_cut) {
+                return busy;
+            }
+        }
+    }
+
+    fn turn_once(&mut self) -> bool {
         let now = self.clock.now();
         self.looks.clear();
+        self.all_looks = 0;
+        self.forget_gone();
         let mut effects = std::mem::take(&mut self.effects);
         self.engine.poll_effects(now, &mut effects);
         for effect in effects.drain(..) {
@@ -267,9 +293,17 @@ impl<E: Engine> Service<E> {
             Incoming::Request(request) => self.take_request(request, right),
             Incoming::Gone { asker } => {
                 self.sessions.remove(&asker);
-                self.frames.retain(|_, frame| frame.asker != asker);
+                self.gone.insert(asker);
                 self.engine.handle_gone(self.clock.now(), asker);
             }
+        }
+    }
+
+    /// Once for all that have gone: looking for each of them by itself takes its time.
+    fn forget_gone(&mut self) {
+        if !self.gone.is_empty() {
+            self.frames.retain(|_, frame| !self.gone.contains(&frame.asker));
+            self.gone.clear();
         }
     }
 
@@ -335,8 +369,10 @@ impl<E: Engine> Service<E> {
             Asked::Command(command) if looks(&command) => {
                 let looks = self.looks.entry(asker).or_default();
                 *looks += 1;
-                let unread = self.sessions.get(&asker).is_some_and(Session::is_behind);
-                if *looks > LOOKS_MAX || unread {
+                self.all_looks += 1;
+                let unread = self.sessions.get(&asker).is_some_and(Session::is_behind)
+                    || self.waiting.is_full();
+                if *looks > LOOKS_MAX || self.all_looks > ALL_LOOKS_MAX || unread {
                     return refuse(errno::EBUSY, "earlier answers are to be read first");
                 }
                 Ok(Some(command))
@@ -400,13 +436,37 @@ impl<E: Engine> Service<E> {
         if over {
             self.frames.remove(&number);
         }
-        let session = self.sessions.entry(asker).or_insert_with(Session::start);
+        let session = self.sessions.entry(asker).or_insert_with(|| Session::start(&self.waiting));
         let outgoing = Outgoing { responder, request, bytes: body.into_bytes(), held };
-        if !session.offer(outgoing) {
+        if let Err(outgoing) = session.offer(outgoing) {
             warn!(asker = format_args!("{asker:#010x}"), "it does not read its answers");
-            self.frames.retain(|_, frame| frame.asker != asker);
-            self.engine.handle_gone(self.clock.now(), asker);
+            self.cut(asker, outgoing, over);
         }
+    }
+
+    /// Ends a session whose asker does not read, as if it had gone; when it reads again, it finds that out.
+    /// `over`: what could not be sent was the end of its frame.
+    fn cut(&mut self, asker: u32, unsent: Outgoing, over: bool) {
+        let text = "answers were not read: what was held is given to others";
+        let refusal = Answer::Refused(Refusal { errno: errno::ENOBUFS, text: text.to_owned() });
+        let mut body = Body::after(BEFORE);
+        body.answer(0, &refusal);
+        let bytes = body.into_bytes();
+        let mut last = Vec::new();
+        if over {
+            let Outgoing { responder, request, held, .. } = unsent;
+            last.push(Outgoing { responder, request, bytes: bytes.clone(), held });
+        }
+        for (_, frame) in self.frames.extract_if(|_, frame| frame.asker == asker) {
+            let Frame { responder, request, held, .. } = frame;
+            let responder = responder.last();
+            last.push(Outgoing { responder, request, bytes: bytes.clone(), held });
+        }
+        if let Some(session) = self.sessions.remove(&asker) {
+            session.end(last);
+        }
+        self.engine.handle_gone(self.clock.now(), asker);
+        self.has_cut = true;
     }
 
     fn new_frame(&mut self) -> u32 {
@@ -424,9 +484,10 @@ fn waits_long(command: &Command) -> bool {
     matches!(command, Command::Receive(_) | Command::Subscribe(_) | Command::Trace { .. })
 }
 
-/// Whether its answer may be long.
+/// Whether its answer, or the way to it, may be long.
 fn looks(command: &Command) -> bool {
     matches!(command, Command::List { .. } | Command::Diagnostics { .. } | Command::Trace { .. })
+        || matches!(command, Command::Purge { .. })
 }
 
 async fn until(deadline: Option<Instant>) {

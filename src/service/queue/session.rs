@@ -1,7 +1,9 @@
 //! The way back to one asker: a task of its own, so that one that does not read delays nobody else.
 
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 
 use tokio::sync::mpsc;
 
@@ -14,6 +16,16 @@ const WAITING_MAX: usize = 4_096;
 
 /// Bytes that wait for one asker, past which it may not look.
 const BEHIND_BYTES: usize = 8 << 20;
+
+/// Bytes that wait for one asker; past it, it is taken to be gone.
+const WAITING_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes that wait for all askers. Past it nobody may look, and who has more than [`FAIR_BYTES`] waiting and
+/// gets more is taken to be gone.
+const ALL_BYTES_MAX: usize = 1 << 30;
+
+/// See [`ALL_BYTES_MAX`].
+const FAIR_BYTES: usize = 4 << 20;
 
 /// What stands before the messages in a frame.
 pub(super) const BEFORE: usize = PAYLOAD_OFFSET + HEADER_LEN;
@@ -37,35 +49,101 @@ pub(super) struct Outgoing {
 
 /// The asker, as long as it has not gone.
 pub(super) struct Session {
-    outgoing: mpsc::Sender<Outgoing>,
-    waiting_bytes: Arc<AtomicUsize>,
+    outgoing: mpsc::Sender<Queued>,
+    /// What follows when all else has gone out, and nothing after it.
+    last: Arc<Mutex<Vec<Outgoing>>>,
+    /// What is on its way through the task.
+    waits: Arc<Waits>,
+    all: Waiting,
 }
 
+/// Bytes that wait for all askers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    /// Whether that is as much as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > ALL_BYTES_MAX
+    }
+}
+
+#[derive(Default)]
+struct Waits {
+    frames: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+struct Queued {
+    length: usize,
+    send: Sending,
+}
+
+/// A body that is being sent, or will be.
+type Sending = Pin<Box<dyn Future<Output = Result<(), RequestError>> + Send>>;
+
 impl Session {
-    pub(super) fn start() -> Self {
-        let (outgoing, mut waiting) = mpsc::channel::<Outgoing>(WAITING_MAX);
-        let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let bytes = Arc::clone(&waiting_bytes);
+    pub(super) fn start(all: &Waiting) -> Self {
+        let (outgoing, mut queued) = mpsc::channel::<Queued>(WAITING_MAX);
+        let session =
+            Self { outgoing, last: Arc::default(), waits: Arc::default(), all: all.clone() };
+        let (waits, all) = (Arc::clone(&session.waits), session.all.clone());
+        let last = Arc::clone(&session.last);
         tokio::spawn(async move {
-            while let Some(outgoing) = waiting.recv().await {
-                bytes.fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
-                if let Err(error) = outgoing.send().await {
-                    tracing::debug!(%error, "an asker is gone");
-                }
+            while let Some(Queued { length, send }) = queued.recv().await {
+                sent(send.await);
+                all.0.fetch_sub(length, Ordering::Relaxed);
+                waits.bytes.fetch_sub(length, Ordering::Release);
+                waits.frames.fetch_sub(1, Ordering::Release);
+            }
+            let last = last.lock().map(|mut last| std::mem::take(&mut *last));
+            for outgoing in last.unwrap_or_default() {
+                sent(outgoing.send().await);
             }
         });
-        Self { outgoing, waiting_bytes }
+        session
     }
 
-    /// Sends a body without waiting: whether there was room.
-    pub(super) fn offer(&self, outgoing: Outgoing) -> bool {
-        self.waiting_bytes.fetch_add(outgoing.bytes.len(), Ordering::Relaxed);
-        self.outgoing.try_send(outgoing).is_ok()
+    /// Sends a body without waiting; gives it back if there is no room. What a link takes at once goes out
+    /// from here, without a switch to another task.
+    pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), Outgoing> {
+        let length = outgoing.bytes.len();
+        let waiting = self.waits.bytes.load(Ordering::Relaxed);
+        if waiting > WAITING_BYTES_MAX || waiting > FAIR_BYTES && self.all.is_full() {
+            return Err(outgoing);
+        }
+        let Ok(place) = self.outgoing.try_reserve() else { return Err(outgoing) };
+        let mut send: Sending = Box::pin(outgoing.send());
+        // nothing is overtaken: who sends is the only one, and the task is done with all it had
+        if self.waits.frames.load(Ordering::Acquire) == 0
+            && let Poll::Ready(result) = send.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        {
+            sent(result);
+            return Ok(());
+        }
+        self.waits.frames.fetch_add(1, Ordering::Relaxed);
+        self.waits.bytes.fetch_add(length, Ordering::Relaxed);
+        self.all.0.fetch_add(length, Ordering::Relaxed);
+        place.send(Queued { length, send });
+        Ok(())
+    }
+
+    /// Has these follow when all else has gone out, and nothing after them.
+    pub(super) fn end(self, last: Vec<Outgoing>) {
+        if let Ok(mut place) = self.last.lock() {
+            *place = last;
+        }
     }
 
     /// Whether much waits for it.
     pub(super) fn is_behind(&self) -> bool {
-        self.waiting_bytes.load(Ordering::Relaxed) > BEHIND_BYTES
+        self.waits.bytes.load(Ordering::Relaxed) > BEHIND_BYTES
+    }
+}
+
+fn sent(result: Result<(), RequestError>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "an asker is gone");
     }
 }
 

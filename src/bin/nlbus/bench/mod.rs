@@ -3,8 +3,10 @@
 mod engine;
 mod idle;
 mod kernel;
+mod queue;
 mod report;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +58,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = within(1, CLIENTS_MAX))]
     clients: Option<usize>,
     /// Messages under way at once. reqrep: of all askers [default: one each]; pushpull: of all; fanout: to the
-    /// slowest subscriber [default: 1 MiB of payload, at most 8192].
+    /// slowest subscriber [default: 1 MiB of payload, at most 8192]; queue: in memory until they are
+    /// acknowledged [default: 8192], on disk until they are stored [default: 64].
     #[arg(long, value_name = "COUNT", value_parser = within(1, OUTSTANDING_MAX))]
     outstanding: Option<usize>,
     /// How long is measured, after a fifth of that as a warm-up.
@@ -65,6 +68,8 @@ pub(crate) struct Args {
     /// Stay on this CPU, and the broker that is started too.
     #[arg(long, value_name = "CPU")]
     cpu: Option<usize>,
+    #[command(flatten)]
+    queue: queue::QueueArgs,
     /// Print one JSON object; benches/README.md in the source has its keys.
     #[arg(long)]
     json: bool,
@@ -75,7 +80,8 @@ Example:
   nlbus bench reqrep
   nlbus bench reqrep --clients 16 --outstanding 64 --seconds 2 --json
   nlbus bench pushpull --size 16384 -u unix:///run/nlbus.sock
-  nlbus bench idle --clients 10000";
+  nlbus bench idle --clients 10000
+  nlbus bench queue --state /var/lib --outstanding 64";
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -90,6 +96,8 @@ enum Kind {
     Idle,
     /// Netlink requests through the broker, beside a netlink socket of one's own.
     Kernel,
+    /// Queues: send, receive and acknowledge in memory; send to the disk, beside SQLite alone.
+    Queue,
 }
 
 impl Kind {
@@ -100,6 +108,7 @@ impl Kind {
             Self::Fanout => "fanout",
             Self::Idle => "idle",
             Self::Kernel => "kernel",
+            Self::Queue => "queue",
         }
     }
 }
@@ -109,7 +118,7 @@ impl Kind {
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {
     let ending = Arc::new(Ending::default());
     if args.url.is_some() {
-        return measure(&args, &ending);
+        return tokio::task::spawn_blocking(move || measure(&args, &ending)).await?;
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let seen = Arc::clone(&ending);
@@ -149,15 +158,18 @@ fn measure(args: &Args, ending: &Ending) -> anyhow::Result<Exit> {
     if let Some(cpu) = args.cpu {
         engine::pin(cpu).map_err(|error| UsageError(format!("{error:#}")))?;
     }
-    let bench = Bench::new(args)?;
-    if let Some(process) = &bench.process {
-        ending.started(process)?;
-    }
     let report = match args.kind {
-        Kind::Idle => idle::measure(&bench)?,
-        Kind::Kernel => kernel::measure(&bench)?,
-        Kind::Reqrep | Kind::Pushpull | Kind::Fanout => {
-            Report::of(&bench, vec![bench.drive(args.kind, args.kind.name())?])
+        Kind::Queue => queue::measure(args, ending)?,
+        kind => {
+            let bench = Bench::new(args)?;
+            if let Some(process) = &bench.process {
+                ending.started(process)?;
+            }
+            match kind {
+                Kind::Idle => idle::measure(&bench)?,
+                Kind::Kernel => kernel::measure(&bench)?,
+                _ => Report::of(&bench, vec![bench.drive(kind, kind.name())?]),
+            }
         }
     };
     let text = if args.json { report.json() } else { report.table() };
@@ -180,10 +192,15 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(args: &'a Args) -> anyhow::Result<Self> {
+        Self::start(args, &[])
+    }
+
+    /// With further `options` for a broker that is started.
+    fn start(args: &'a Args, options: &[OsString]) -> anyhow::Result<Self> {
         let (process, url) = match &args.url {
             Some(url) => (None, url.clone()),
             None => {
-                let (process, url) = start_broker()?;
+                let (process, url) = start_broker(options)?;
                 (Some(process), url)
             }
         };
@@ -199,7 +216,7 @@ impl<'a> Bench<'a> {
     /// How many clients there are.
     fn clients(&self) -> usize {
         let default = match self.args.kind {
-            Kind::Reqrep | Kind::Pushpull | Kind::Kernel => 1,
+            Kind::Reqrep | Kind::Pushpull | Kind::Kernel | Kind::Queue => 1,
             Kind::Fanout => 64,
             Kind::Idle => 10_000,
         };
@@ -237,9 +254,9 @@ impl<'a> Bench<'a> {
 }
 
 /// Our own executable as a broker that lets everybody provide.
-fn start_broker() -> anyhow::Result<(Process, BusUrl)> {
+fn start_broker(options: &[OsString]) -> anyhow::Result<(Process, BusUrl)> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["serve", "tcp://127.0.0.1:0", "--config", "/dev/stdin"]);
+    command.args(["serve", "tcp://127.0.0.1:0", "--config", "/dev/stdin"]).args(options);
     for variable in ["NLBUS_CERT", "NLBUS_KEY", "NLBUS_CA"] {
         command.env_remove(variable);
     }

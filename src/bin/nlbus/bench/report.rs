@@ -30,12 +30,25 @@ pub(super) struct Report {
     started: bool,
     rows: Vec<Row>,
     pub(super) idle: Option<Idle>,
+    /// Durable sends in a second, of the rows that SQLite alone writes.
+    pub(super) durable_of_sqlite: Option<f64>,
 }
 
 impl Report {
     pub(super) fn of(bench: &Bench<'_>, rows: Vec<Row>) -> Self {
         let (url, started) = (bench.url.to_string(), bench.process.is_some());
-        Self { kind: bench.args.kind.name(), url, started, rows, idle: None }
+        Self {
+            kind: bench.args.kind.name(),
+            url,
+            started,
+            rows,
+            idle: None,
+            durable_of_sqlite: None,
+        }
+    }
+
+    pub(super) fn into_rows(self) -> Vec<Row> {
+        self.rows
     }
 
     /// What is wrong with the counts, if anything is.
@@ -77,6 +90,9 @@ impl Report {
         let sent: u64 = counts.clone().map(|counts| counts.sent).sum();
         let received: u64 = counts.map(|counts| counts.received).sum();
         text.push_str(&format!("{sent} messages due, {received} received"));
+        if let Some(share) = self.durable_of_sqlite {
+            text.push_str(&format!("; durable / sqlite: {share:.2}"));
+        }
         if let Some(idle) = &self.idle {
             text.push_str(&format!("\n{} idle links", idle.links));
             if idle.links < idle.wanted {
@@ -97,6 +113,9 @@ impl Report {
         object.insert("url".into(), json!(self.url));
         object.insert("started".into(), json!(self.started));
         object.insert("runs".into(), Value::Array(self.rows.iter().map(Row::json).collect()));
+        if let Some(share) = self.durable_of_sqlite {
+            object.insert("durable_of_sqlite".into(), json!(share));
+        }
         if let Some(idle) = &self.idle {
             object.insert(
                 "idle".into(),

@@ -9,6 +9,7 @@ use super::super::protocol::{Body, Said, emit_command, emit_shutdown, read_answe
 use super::connection::{Connection, Connections};
 use super::error::QueueError;
 use crate::endpoint::RequestOptions;
+use crate::wire::{HEADER_LEN, Header, align4};
 
 /// Requests in one frame.
 const BATCH_MAX: usize = 256;
@@ -34,7 +35,14 @@ pub(super) enum Task {
 
 /// A request, and who waits for its answer.
 pub(super) struct Job {
-    task: Task,
+    /// Its messages, as they are sent but for their sequence numbers.
+    bytes: Vec<u8>,
+    /// How many messages it has.
+    count: usize,
+    /// There are several sends, and each is answered.
+    each: bool,
+    /// It can be asked again without harm when it is not known whether it was carried out.
+    repeatable: bool,
     /// Its answer has several messages, and an end.
     many: bool,
     said: Vec<Said>,
@@ -44,11 +52,52 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(task: Task, many: bool) -> (Self, oneshot::Receiver<Answer>) {
+    pub(super) fn new(task: &Task, many: bool) -> (Self, oneshot::Receiver<Answer>) {
         let (answer, receiver) = oneshot::channel();
-        let mut job = Self { task, many, said: Vec::new(), open: 0, answer: Some(answer) };
+        let mut body = Body::default();
+        let count = match task {
+            Task::Command(command) => {
+                emit_command(command, 0, &mut body);
+                1
+            }
+            Task::Sends(sends) => {
+                sends.iter().for_each(|send| emit_command(send, 0, &mut body));
+                sends.len()
+            }
+            Task::Shutdown => {
+                emit_shutdown(0, &mut body);
+                1
+            }
+        };
+        let mut job = Self {
+            bytes: body.into_bytes(),
+            count,
+            each: matches!(task, Task::Sends(_)),
+            repeatable: task.is_repeatable(),
+            many,
+            said: Vec::new(),
+            open: 0,
+            answer: Some(answer),
+        };
         job.reset();
         (job, receiver)
+    }
+
+    /// Appends its messages, the first with the sequence number `first`.
+    fn emit(&self, first: usize, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&self.bytes);
+        let mut rest = &mut out[start..];
+        let mut sequence = first as u32;
+        while let Ok(header) = Header::parse(rest)
+            && let Some((message, behind)) =
+                rest.split_at_mut_checked(align4(header.length as usize))
+        {
+            let header = Header { sequence, ..header };
+            message[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+            sequence = sequence.wrapping_add(1);
+            rest = behind;
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -64,15 +113,10 @@ impl Job {
     /// Before it is asked, for the first time or again.
     fn reset(&mut self) {
         self.said.clear();
-        if let Task::Sends(sends) = &self.task {
-            self.open = sends.len();
-            self.said.resize(sends.len(), Said::Done);
+        if self.each {
+            self.open = self.count;
+            self.said.resize(self.count, Said::Done);
         }
-    }
-
-    /// How many messages it has.
-    fn len(&self) -> usize {
-        if let Task::Sends(sends) = &self.task { sends.len() } else { 1 }
     }
 
     /// `at`: which of its messages is answered.
@@ -86,7 +130,7 @@ impl Job {
                 let said = std::mem::take(&mut self.said);
                 self.finish(Ok(said));
             }
-            said if matches!(self.task, Task::Sends(_)) => {
+            said if self.each => {
                 if let Some(place) = self.said.get_mut(at) {
                     *place = said;
                 }
@@ -100,13 +144,14 @@ impl Job {
             said => self.finish(Ok(vec![said])),
         }
     }
+}
 
-    /// Whether it can be asked again without harm when it is not known whether it was carried out.
+impl Task {
     fn is_repeatable(&self) -> bool {
-        match &self.task {
-            Task::Shutdown => false,
-            Task::Sends(_) => true,
-            Task::Command(command) => !matches!(
+        match self {
+            Self::Shutdown => false,
+            Self::Sends(_) => true,
+            Self::Command(command) => !matches!(
                 command,
                 Command::Ack { .. }
                     | Command::Nack { .. }
@@ -131,12 +176,14 @@ pub(super) async fn run(connections: Arc<Connections>, mut jobs: mpsc::Receiver<
                 None => return,
             },
         };
+        // whoever is ready to ask does so first: an answer to many wakes them one after the other
+        tokio::task::yield_now().await;
         let mut batch = vec![first];
-        let mut length = length(&batch[0]);
+        let mut length = batch[0].bytes.len();
         while batch.len() < BATCH_MAX
             && let Ok(job) = jobs.try_recv()
         {
-            length += self::length(&job);
+            length += job.bytes.len();
             if length > BATCH_BYTES {
                 next = Some(job);
                 break;
@@ -148,23 +195,6 @@ pub(super) async fn run(connections: Arc<Connections>, mut jobs: mpsc::Receiver<
             see_to(&connections, batch).await;
             drop(place);
         });
-    }
-}
-
-/// About how long a request is, in bytes.
-fn length(job: &Job) -> usize {
-    match &job.task {
-        Task::Command(command) if matches!(command, Command::Send(_)) => send_length(command),
-        Task::Sends(sends) => sends.iter().map(send_length).sum(),
-        Task::Command(Command::Ack { ids, .. }) => ids.len() * 8 + 100,
-        _ => 200,
-    }
-}
-
-fn send_length(command: &Command) -> usize {
-    match command {
-        Command::Send(send) => send.record.len() + send.queue.len() + 100,
-        _ => 100,
     }
 }
 
@@ -185,7 +215,7 @@ async fn see_to(connections: &Connections, mut batch: Vec<Job>) {
         }
         generation = connection.generation;
         connections.lost(generation);
-        for job in batch.iter_mut().filter(|job| !job.is_repeatable()) {
+        for job in batch.iter_mut().filter(|job| !job.repeatable) {
             job.finish(Err(QueueError::Lost));
         }
         batch.retain(Job::is_open);
@@ -202,25 +232,17 @@ async fn exchange(
     connection: &Connection,
     batch: &mut [Job],
 ) -> Result<(), QueueError> {
-    let mut body = Body::default();
+    let mut body = Vec::with_capacity(batch.iter().map(|job| job.bytes.len()).sum());
     // the first number of each job, ascending
     let mut firsts = Vec::with_capacity(batch.len());
     let mut next = 0;
     for job in batch.iter() {
         firsts.push(next);
-        match &job.task {
-            Task::Command(command) => emit_command(command, next as u32, &mut body),
-            Task::Sends(sends) => {
-                for (at, command) in sends.iter().enumerate() {
-                    emit_command(command, (next + at) as u32, &mut body);
-                }
-            }
-            Task::Shutdown => emit_shutdown(next as u32, &mut body),
-        }
-        next += job.len();
+        job.emit(next, &mut body);
+        next += job.count;
     }
     let options = RequestOptions::default().deadline(None).message_bytes_max(ANSWER_BYTES_MAX);
-    let mut answers = connection.endpoint.ask_with(name, body.as_bytes(), options).await?;
+    let mut answers = connection.endpoint.ask_with(name, &body, options).await?;
     while let Some(answer) = answers.next().await {
         let read = read_answers(&answer?, |sequence, said| {
             let sequence = sequence as usize;

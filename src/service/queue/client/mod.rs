@@ -257,7 +257,7 @@ impl Client {
                 length += send.record.len();
                 part.push(Command::Send(send));
             }
-            let (job, answer) = Job::new(Task::Sends(part), false);
+            let (job, answer) = Job::new(&Task::Sends(part), false);
             self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
             answers.push(answer);
         }
@@ -440,7 +440,7 @@ impl Client {
     }
 
     async fn job(&self, task: Task, many: bool) -> Result<Vec<Said>, QueueError> {
-        let (job, answer) = Job::new(task, many);
+        let (job, answer) = Job::new(&task, many);
         self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
         answer.await.map_err(|_| QueueError::Lost)?
     }

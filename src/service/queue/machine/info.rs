@@ -8,9 +8,16 @@ use super::command::{Answer, BrokerInfo, EntryInfo, QueueInfo, Service};
 use super::queue::{Entry, Queue, Taker};
 use super::{LIST_MAX, Machine};
 use crate::store::Time;
+use crate::wire::PAYLOAD_MAX;
 
 /// Messages that one DIAGNOSTICS shows of all queues.
 const ENTRIES_MAX: usize = 4_096;
+
+/// Bytes of records that one DIAGNOSTICS shows; of further messages only how long they are.
+const RECORDS_BYTES_MAX: usize = 4 << 20;
+
+/// Damaged messages that one DIAGNOSTICS names.
+const QUARANTINED_MAX: usize = 256;
 
 impl Machine {
     /// Whether there is a queue of this name.
@@ -40,16 +47,22 @@ impl Machine {
             started: self.started,
             now,
             durable: self.durable,
-            quarantined: self.quarantined.clone(),
+            quarantined: self.quarantined.iter().take(QUARANTINED_MAX).cloned().collect(),
             queues: self.queues.len() as u64,
             bytes: self.shared.bytes,
         };
         let mut left = ENTRIES_MAX;
+        let mut bytes_left = RECORDS_BYTES_MAX;
         let queues = self.with_prefix(prefix).take(LIST_MAX).map(|queue| {
             let mut info = queue.info();
             let entries = queue.entries.iter().take(left.min(entries_max as usize));
             info.entries = entries
-                .map(|(id, entry)| self.entry_info(queue, *id, entry, payload_max))
+                .map(|(id, entry)| {
+                    let shown = bytes_left.min(payload_max as usize);
+                    let info = self.entry_info(queue, *id, entry, shown);
+                    bytes_left -= info.record.len();
+                    info
+                })
                 .collect();
             left -= info.entries.len();
             info
@@ -63,7 +76,7 @@ impl Machine {
         names.filter_map(|(_, number)| self.queues.get(number))
     }
 
-    fn entry_info(&self, queue: &Queue, id: u64, entry: &Entry, payload_max: u32) -> EntryInfo {
+    fn entry_info(&self, queue: &Queue, id: u64, entry: &Entry, shown_max: usize) -> EntryInfo {
         let lanes =
             || std::iter::once(&queue.common).chain(queue.consumers.values().map(|c| &c.lane));
         let lease = lanes().find_map(|lane| lane.leases.get(&id));
@@ -71,7 +84,7 @@ impl Machine {
         let attempts =
             lease.map(|lease| lease.attempts).or(waiting.map(|waiting| waiting.attempts));
         let reply_alive = entry.reply_to.as_deref().map(|name| self.names.contains_key(name));
-        let shown = entry.record.len() <= payload_max as usize;
+        let shown = entry.record.len() <= shown_max.min(PAYLOAD_MAX);
         EntryInfo {
             id,
             arrived: entry.arrived,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::command::{Answer, Counters, Create, Effect, Refusal};
 use super::lane::Lane;
-use super::queue::{Queue, Taker};
+use super::queue::{Parked, Queue, Taker};
 use super::shared::Waiter;
-use super::{Kind, Machine, NAME_BYTES_MAX};
+use super::{ENTRY_BYTES, Kind, Machine, NAME_BYTES_MAX};
 use crate::service::queue::options::QueueOptions;
 use crate::service::queue::protocol::options_to_bytes;
 use crate::store::{Op, Time};
@@ -22,10 +22,12 @@ impl Queue {
             owner: None,
             durable: false,
             creating: false,
+            awaited: Vec::new(),
             options,
             next_id: 1,
             entries: BTreeMap::new(),
             bytes: 0,
+            memory: 0,
             common: Lane::default(),
             consumers: BTreeMap::new(),
             turn: VecDeque::new(),
@@ -55,7 +57,7 @@ impl Machine {
             None => return Err(Refusal::new(errno::EINVAL, "a persistent queue needs a name")),
         };
         if let Some(number) = self.names.get(name.as_str()) {
-            let Some(found) = self.queues.get(number) else { return Err(Refusal::missing(&name)) };
+            let found = self.queues.get_mut(number).ok_or_else(|| Refusal::missing(&name))?;
             let other = |what| {
                 Err(Refusal::new(errno::EEXIST, format!("there is a queue {name:?} {what}")))
             };
@@ -67,6 +69,10 @@ impl Machine {
                 return other("of another session");
             } else if options.is_some_and(|options| options != found.options) {
                 return other("with other options");
+            }
+            if found.creating {
+                found.awaited.push(token);
+                return Ok(None);
             }
             return Ok(Some(Answer::Created { queue: Arc::clone(&found.name), new: false }));
         }
@@ -167,6 +173,7 @@ impl Machine {
         let Some(mut queue) = self.queues.remove(&number) else { return };
         self.names.remove(&queue.name);
         self.shared.bytes -= queue.bytes;
+        self.shared.memory -= queue.memory;
         if let Some(scheduled) = queue.scheduled {
             self.shared.wake.remove(&(scheduled, number));
         }
@@ -186,6 +193,9 @@ impl Machine {
             }
             let refusal = Some(gone.clone());
             self.shared.effects.push(Effect::End { token: held.token, refusal });
+        }
+        for token in std::mem::take(&mut queue.awaited) {
+            self.shared.answer(token, Answer::Refused(gone.clone()));
         }
         for parked in std::mem::take(&mut queue.parked) {
             self.refuse_send(parked.token, parked.send.send_id, gone.clone());
@@ -208,7 +218,7 @@ impl Machine {
         name: &str,
     ) -> Result<Option<Answer>, Refusal> {
         let (queue, shared) = self.queue(name)?;
-        let ids: Vec<u64> = queue.entries.keys().copied().filter(|id| queue.is_free(*id)).collect();
+        let ids: Vec<u64> = queue.free_ids().collect();
         for id in &ids {
             queue.drop_entry(*id, now, shared);
         }
@@ -251,16 +261,32 @@ impl Machine {
                 queue.give_back(id, None, false, now, &mut self.shared);
             }
         }
-        for queue in session.parking {
-            let Some(queue) = self.queues.get_mut(&queue) else { continue };
-            let (gone, stay): (Vec<_>, Vec<_>) =
-                queue.parked.drain(..).partition(|parked| parked.session == number);
-            queue.parked = stay.into();
-            queue.parked_bytes -=
-                gone.iter().map(|parked| parked.send.record.len() as u64).sum::<u64>();
-            for parked in gone {
+        for number_of_queue in session.parking {
+            let Some(queue) = self.queues.get_mut(&number_of_queue) else { continue };
+            let parked = std::mem::take(&mut queue.parked);
+            for mut parked in parked {
+                if parked.session != number {
+                    self.keep_parked(number_of_queue, parked);
+                    continue;
+                }
+                let send_id = parked.send.send_id;
+                // its sender may be back already, over another link
+                if let Some(next) = send_id.and_then(|id| self.senders.take_over(id, number)) {
+                    (parked.token, parked.session) = (next.token, next.session);
+                    let session = self.sessions.entry(next.session).or_default();
+                    session.parking.insert(number_of_queue);
+                    self.keep_parked(number_of_queue, parked);
+                    continue;
+                }
+                let length = parked.send.record.len() as u64;
+                if let Some(queue) = self.queues.get_mut(&number_of_queue) {
+                    queue.parked_bytes -= length;
+                    queue.discharge(length + ENTRY_BYTES, &mut self.shared);
+                    // those behind it may fit
+                    queue.touch(&mut self.shared);
+                }
                 let refusal = Refusal::new(errno::EPIPE, "the sender is gone");
-                self.refuse_send(parked.token, parked.send.send_id, refusal);
+                self.refuse_send(parked.token, send_id, refusal);
             }
         }
         for queue in session.queues {
@@ -272,6 +298,12 @@ impl Machine {
         for tail in gone {
             let refusal = Refusal::new(errno::EPIPE, "the asker is gone");
             self.shared.answer(tail.token, Answer::Refused(refusal));
+        }
+    }
+
+    fn keep_parked(&mut self, queue: u32, parked: Parked) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.parked.push_back(parked);
         }
     }
 

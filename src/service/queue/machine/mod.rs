@@ -39,9 +39,10 @@ pub use command::{
 pub use senders::{RECENT_MAX, SENDERS_MAX};
 pub use trace::{TRACE_ANSWER_MAX, TRACE_RECORD_BYTES_MAX};
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::hash::Table;
 use super::options::Kind;
 use super::protocol::{options_from_bytes, reply_to_of};
 use crate::store::{Loaded, Op, Stored, Time};
@@ -76,8 +77,21 @@ pub const CREDIT_MAX: (u32, u64) = (65_536, 16 << 20);
 /// Queues that one LIST or DIAGNOSTICS tells of.
 pub const LIST_MAX: usize = 10_000;
 
-/// Changes that one batch holds.
+/// The longest record of a message, in bytes, whatever a queue allows: with what is said of it, it still
+/// reaches a consumer that takes answers of 16 MiB.
+pub const RECORD_BYTES_MAX: u64 = (16 << 20) - 4_096;
+
+/// What a message counts for in memory besides its bytes, in bytes.
+pub const ENTRY_BYTES: u64 = 256;
+
+/// What a message counts for in memory for each consumer that is to get it, in bytes.
+pub const LANE_BYTES: u64 = 64;
+
+/// Changes that one batch holds, unless many wait.
 const BATCH_MAX: usize = 256;
+
+/// Changes that one batch holds at most.
+const BATCH_LARGE_MAX: usize = 16_384;
 
 /// The bounds of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +99,9 @@ const BATCH_MAX: usize = 256;
 pub struct MachineOptions {
     /// Queues. Default 65,536; a further one is refused with `EMFILE`.
     pub queues_max: usize,
-    /// Bytes of messages in all queues, which are all in memory. Default 4 GiB; past it any message is
-    /// refused with `ENOBUFS`.
+    /// Bytes of messages in all queues, which are all in memory; each counts for [`ENTRY_BYTES`] more, and
+    /// for [`LANE_BYTES`] for each consumer that is to get it. What waits for room counts too. Default
+    /// 4 GiB; past it any message is refused with `ENOBUFS`.
     pub bytes_max: u64,
     /// Events that are kept for TRACE. Default 1,024.
     pub trace_events_max: usize,
@@ -107,9 +122,9 @@ pub struct Machine {
     durable: bool,
     started: Time,
     names: BTreeMap<Arc<str>, u32>,
-    queues: HashMap<u32, Queue>,
+    queues: Table<u32, Queue>,
     last_queue: u32,
-    sessions: HashMap<u32, Session>,
+    sessions: Table<u32, Session>,
     senders: Senders,
     shared: Shared,
     /// When RECEIVEs have waited long enough.
@@ -155,9 +170,9 @@ impl Machine {
             durable,
             started: now,
             names: BTreeMap::new(),
-            queues: HashMap::new(),
+            queues: Table::default(),
             last_queue: 0,
-            sessions: HashMap::new(),
+            sessions: Table::default(),
             senders: Senders::new(loaded.senders),
             shared: Shared::new(&options, loaded.last_key),
             deadlines: BTreeSet::new(),
@@ -189,6 +204,7 @@ impl Machine {
         let Stored { key, id, arrived, expires, attempts, send_id, record, .. } = message;
         queue.bytes += record.len() as u64;
         shared.bytes += record.len() as u64;
+        queue.charge(record.len() as u64 + ENTRY_BYTES, shared);
         let reply_to = reply_to_of(&record).map(Into::into);
         let entry = Entry {
             key,
@@ -207,6 +223,9 @@ impl Machine {
         if let Some(expires) = expires {
             queue.expiring.insert((expires, id));
             queue.schedule(expires, shared);
+        }
+        if let Some(send_id) = send_id {
+            self.senders.restored(send_id, message.queue, id);
         }
         queue.admit(id, attempts, shared);
         if queue.is_dead(attempts) {
@@ -269,7 +288,9 @@ impl Machine {
     /// The next changes to be stored, once effects were polled. [`handle_stored`](Self::handle_stored) is
     /// to be called for each such batch, in their order. Without a store there are none.
     pub fn poll_batch(&mut self) -> Option<Vec<Op>> {
-        let length = self.shared.ops.len().min(BATCH_MAX);
+        // what a purge or the end of many times to live left does not hold up all others for long
+        let length = (self.shared.ops.len() / 16).clamp(BATCH_MAX, BATCH_LARGE_MAX);
+        let length = length.min(self.shared.ops.len());
         if length == 0 {
             return None;
         }

@@ -9,6 +9,7 @@ use super::super::options::{Kind, Mode, QueueOptions};
 use super::command::{Answer, Counters, Delivery, Effect, Send, What};
 use super::lane::{Lane, Lease, Waiting};
 use super::shared::{Shared, Waiter};
+use super::{ENTRY_BYTES, LANE_BYTES};
 use crate::store::{Op, SendId, Time};
 
 pub(super) struct Queue {
@@ -20,10 +21,14 @@ pub(super) struct Queue {
     pub(super) durable: bool,
     /// It is not on disk yet: messages wait for that.
     pub(super) creating: bool,
+    /// Further CREATEs that wait for that.
+    pub(super) awaited: Vec<u64>,
     pub(super) options: QueueOptions,
     pub(super) next_id: u64,
     pub(super) entries: BTreeMap<u64, Entry>,
     pub(super) bytes: u64,
+    /// What its messages, and what waits for room, count for.
+    pub(super) memory: u64,
     /// The lane of a shared queue; in a fanout, of what nobody has got yet.
     pub(super) common: Lane,
     pub(super) consumers: BTreeMap<u32, Consumer>,
@@ -96,6 +101,16 @@ impl Consumer {
 }
 
 impl Queue {
+    pub(super) fn charge(&mut self, bytes: u64, shared: &mut Shared) {
+        self.memory += bytes;
+        shared.memory += bytes;
+    }
+
+    pub(super) fn discharge(&mut self, bytes: u64, shared: &mut Shared) {
+        self.memory -= bytes;
+        shared.memory -= bytes;
+    }
+
     /// Puts a message that is there to stay where it can be delivered from.
     pub(super) fn admit(&mut self, id: u64, attempts: u32, shared: &mut Shared) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
@@ -110,6 +125,8 @@ impl Queue {
             entry.lanes = 1;
             self.common.ready.insert(id, waiting);
         }
+        let lanes = u64::from(entry.lanes);
+        self.charge(lanes * LANE_BYTES, shared);
         self.touch(shared);
     }
 
@@ -209,7 +226,7 @@ impl Queue {
                 self.expire(id, now, shared);
                 continue;
             }
-            bytes += self.length(id);
+            bytes += self.length(id) + LANE_BYTES;
             if count > 0 && bytes > super::RECEIVE_BYTES_MAX {
                 break;
             }
@@ -318,10 +335,7 @@ impl Queue {
             shared.trace.push(now, What::Acked, &self.name, (id, session), about);
             self.counters.done_us += now.us_since(entry.arrived);
             entry.taken = true;
-            entry.lanes = entry.lanes.saturating_sub(1);
-            if entry.lanes == 0 {
-                self.remove(id, shared);
-            }
+            self.leave(id, shared);
         }
     }
 
@@ -447,8 +461,9 @@ impl Queue {
     /// Counts a lane that it has left. What it was, if it is gone now.
     pub(super) fn leave(&mut self, id: u64, shared: &mut Shared) -> Option<(Time, Bytes)> {
         let entry = self.entries.get_mut(&id)?;
-        entry.lanes = entry.lanes.saturating_sub(1);
-        if entry.lanes > 0 {
+        if entry.lanes > 1 {
+            entry.lanes -= 1;
+            self.discharge(LANE_BYTES, shared);
             return None;
         }
         let about = (entry.arrived, entry.record.clone());
@@ -459,8 +474,10 @@ impl Queue {
     /// Forgets a message that is in no lane.
     pub(super) fn remove(&mut self, id: u64, shared: &mut Shared) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
-        self.bytes -= entry.record.len() as u64;
-        shared.bytes -= entry.record.len() as u64;
+        let length = entry.record.len() as u64;
+        self.bytes -= length;
+        shared.bytes -= length;
+        self.discharge(length + ENTRY_BYTES + u64::from(entry.lanes) * LANE_BYTES, shared);
         if let Some(expires) = entry.expires {
             self.expiring.remove(&(expires, id));
         }
@@ -503,13 +520,11 @@ impl Queue {
         }
     }
 
-    /// The oldest message that nobody holds.
-    pub(super) fn oldest_free(&self) -> Option<u64> {
+    /// Messages that nobody holds, from the oldest on.
+    pub(super) fn free_ids(&self) -> Box<dyn Iterator<Item = u64> + '_> {
         match self.options.mode {
-            Mode::Share => self.common.ready.first_key_value().map(|(id, _)| *id),
-            Mode::Fanout => {
-                self.entries.iter().find(|(id, _)| self.is_free(**id)).map(|(id, _)| *id)
-            }
+            Mode::Share => Box::new(self.common.ready.keys().copied()),
+            Mode::Fanout => Box::new(self.entries.keys().copied().filter(|id| self.is_free(*id))),
         }
     }
 

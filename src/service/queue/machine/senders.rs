@@ -1,7 +1,8 @@
 //! Which messages have come before.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
+use super::super::hash::Table;
 pub use crate::store::SENDERS_MAX;
 use crate::store::{Judgement, Seen, SendId};
 
@@ -13,12 +14,13 @@ const USE_GRAIN: u64 = 1_024;
 
 #[derive(Debug, Default)]
 pub(super) struct Senders {
-    senders: HashMap<u128, Sender>,
+    senders: Table<u128, Sender>,
     /// Senders in the order in which they last sent, roughly.
     order: BTreeMap<u64, u128>,
     last_use: u64,
-    /// Messages that are being stored or wait for room, and who else waits for what becomes of them.
-    under_way: HashMap<SendId, Vec<u64>>,
+    /// Messages that are being stored or wait for room, and who else waits for what becomes of them: by
+    /// sender, whose numbers mostly ascend.
+    under_way: Table<u128, BTreeMap<u64, Vec<Waiting>>>,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +28,13 @@ struct Sender {
     seen: Seen,
     recent: VecDeque<Recent>,
     used: u64,
+}
+
+/// A SEND that waits for what becomes of an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) token: u64,
+    pub(super) session: u32,
 }
 
 /// Where a message went.
@@ -47,6 +56,15 @@ pub(super) enum Known {
     TooOld,
 }
 
+impl Sender {
+    fn remember(&mut self, recent: Recent) {
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(recent);
+    }
+}
+
 impl Senders {
     pub(super) fn new(loaded: Vec<(u128, Seen)>) -> Self {
         let mut senders = Self::default();
@@ -57,7 +75,8 @@ impl Senders {
     }
 
     pub(super) fn judge(&self, send_id: SendId) -> Known {
-        if !self.under_way.is_empty() && self.under_way.contains_key(&send_id) {
+        let under_way = self.under_way.get(&send_id.sender);
+        if under_way.is_some_and(|numbers| numbers.contains_key(&send_id.sequence)) {
             return Known::UnderWay;
         }
         let sender = self.senders.get(&send_id.sender);
@@ -75,38 +94,62 @@ impl Senders {
 
     /// It is on its way from now on.
     pub(super) fn start(&mut self, send_id: SendId) {
-        self.under_way.entry(send_id).or_default();
+        self.under_way.entry(send_id.sender).or_default().entry(send_id.sequence).or_default();
     }
 
-    /// `token` waits for what becomes of it too.
-    pub(super) fn join(&mut self, send_id: SendId, token: u64) {
-        if let Some(tokens) = self.under_way.get_mut(&send_id) {
-            tokens.push(token);
+    /// Another waits for what becomes of it too.
+    pub(super) fn join(&mut self, send_id: SendId, waiting: Waiting) {
+        if let Some(waits) = self.waits(send_id) {
+            waits.push(waiting);
+        }
+    }
+
+    /// Who sent the same and is not `gone`, and is now the one who sends it.
+    pub(super) fn take_over(&mut self, send_id: SendId, gone: u32) -> Option<Waiting> {
+        let waits = self.waits(send_id)?;
+        let at = waits.iter().position(|waiting| waiting.session != gone)?;
+        Some(waits.remove(at))
+    }
+
+    fn waits(&mut self, SendId { sender, sequence }: SendId) -> Option<&mut Vec<Waiting>> {
+        self.under_way.get_mut(&sender)?.get_mut(&sequence)
+    }
+
+    /// A message that was in a queue when the broker started.
+    pub(super) fn restored(&mut self, SendId { sender, sequence }: SendId, queue: u32, id: u64) {
+        if let Some(sender) = self.senders.get_mut(&sender) {
+            sender.remember(Recent { sequence, queue, id });
         }
     }
 
     /// It is in a queue. Who else waits for that.
-    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<u64> {
+    pub(super) fn stored(&mut self, send_id: SendId, queue: u32, id: u64) -> Vec<Waiting> {
         let sequence = send_id.sequence;
         let sender = self.entry(send_id.sender);
         sender.seen.insert(sequence);
-        if sender.recent.len() >= RECENT_MAX {
-            sender.recent.pop_front();
-        }
-        sender.recent.push_back(Recent { sequence, queue, id });
-        self.under_way.remove(&send_id).unwrap_or_default()
+        sender.remember(Recent { sequence, queue, id });
+        self.end(send_id)
     }
 
     /// It did not get into a queue. Who else waits for that.
-    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<u64> {
-        self.under_way.remove(&send_id).unwrap_or_default()
+    pub(super) fn failed(&mut self, send_id: SendId) -> Vec<Waiting> {
+        self.end(send_id)
+    }
+
+    fn end(&mut self, send_id: SendId) -> Vec<Waiting> {
+        let Some(numbers) = self.under_way.get_mut(&send_id.sender) else { return Vec::new() };
+        let waits = numbers.remove(&send_id.sequence).unwrap_or_default();
+        if numbers.is_empty() {
+            self.under_way.remove(&send_id.sender);
+        }
+        waits
     }
 
     fn entry(&mut self, sender: u128) -> &mut Sender {
         self.last_use += 1;
         let now = self.last_use;
-        if !self.senders.contains_key(&sender)
-            && self.senders.len() >= SENDERS_MAX
+        if self.senders.len() >= SENDERS_MAX
+            && !self.senders.contains_key(&sender)
             && let Some((_, oldest)) = self.order.pop_first()
         {
             self.senders.remove(&oldest);

@@ -5,10 +5,10 @@ use bytes::Bytes;
 use super::Machine;
 use super::command::{Answer, Effect, Refusal, Send, What};
 use super::queue::{Entry, Parked, Queue};
-use super::senders::Known;
-use super::shared::{Place, Waiter};
-use super::{Kind, PARKED_BYTES_MAX, PARKED_MAX};
-use crate::service::queue::options::{Policy, QueueOptions};
+use super::senders::{Known, Waiting};
+use super::shared::{Place, Shared, Waiter};
+use super::{ENTRY_BYTES, Kind, LANE_BYTES, PARKED_BYTES_MAX, PARKED_MAX, RECORD_BYTES_MAX};
+use crate::service::queue::options::{Mode, Policy, QueueOptions};
 use crate::service::queue::protocol::with_dead_letter;
 use crate::store::{Op, SendId, StoreError, Stored, Time};
 use crate::wire::errno;
@@ -26,7 +26,9 @@ impl Machine {
         if let Some(send_id) = send.send_id {
             match self.senders.judge(send_id) {
                 Known::New => {}
-                Known::UnderWay => return self.senders.join(send_id, token),
+                Known::UnderWay => {
+                    return self.senders.join(send_id, Waiting { token, session });
+                }
                 Known::Before(place) => {
                     let answer = Answer::Sent { id: place.map(|place| place.id), again: true };
                     return self.shared.answer(token, answer);
@@ -47,7 +49,7 @@ impl Machine {
     /// Says that a message was not taken in.
     pub(super) fn refuse_send(&mut self, token: u64, send_id: Option<SendId>, refusal: Refusal) {
         let others = send_id.map(|send_id| self.senders.failed(send_id)).unwrap_or_default();
-        for token in std::iter::once(token).chain(others) {
+        for token in std::iter::once(token).chain(others.iter().map(|other| other.token)) {
             self.shared.answer(token, Answer::Refused(refusal.clone()));
         }
     }
@@ -60,7 +62,7 @@ impl Machine {
             }
             None => return Err(Refusal::missing(&send.queue)),
         };
-        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.bytes);
+        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.memory);
         let Some(queue) = self.queues.get_mut(&number) else {
             return Err(Refusal::missing(&send.queue));
         };
@@ -70,29 +72,31 @@ impl Machine {
             queue.counters.refused += 1;
             Err(Refusal::new(errno, text))
         };
-        if length > queue.options.message_bytes_max.min(queue.options.bytes_max) {
-            let max = queue.options.message_bytes_max.min(queue.options.bytes_max);
+        let max = queue.options.message_bytes_max.min(queue.options.bytes_max);
+        let max = max.min(RECORD_BYTES_MAX);
+        if length > max {
             let text = format!("the message has {length} bytes, {:?} takes {max}", queue.name);
             return refused(queue, errno::EMSGSIZE, text);
         }
-        if length > bytes_left {
+        if queue.counts_for(length) > bytes_left {
             let text = "the broker holds as many bytes of messages as it may".to_owned();
             return refused(queue, errno::ENOBUFS, text);
         }
         if queue.options.policy == Policy::DropOldest {
-            while !queue.creating
-                && !queue.has_room(length)
-                && let Some(oldest) = queue.oldest_free()
-            {
-                queue.drop_entry(oldest, now, shared);
-            }
+            queue.make_room(length, now, shared);
         }
         if !queue.parked.is_empty() || !queue.has_room(length) {
-            let waits = queue.creating || queue.options.policy == Policy::Block;
-            let fits =
-                queue.parked.len() < PARKED_MAX && queue.parked_bytes + length <= PARKED_BYTES_MAX;
-            if waits && fits {
+            let (parked, bytes) = (queue.parked.len(), queue.parked_bytes + length);
+            let waits = if queue.creating {
+                // it will be in the queue soon
+                (parked as u64) < queue.options.messages_max && bytes <= queue.options.bytes_max
+            } else {
+                let fits = parked < PARKED_MAX && bytes <= PARKED_BYTES_MAX;
+                fits && queue.options.policy == Policy::Block
+            };
+            if waits {
                 queue.parked_bytes += length;
+                queue.charge(length + ENTRY_BYTES, shared);
                 if let Some(send_id) = send.send_id {
                     self.senders.start(send_id);
                 }
@@ -124,7 +128,7 @@ impl Machine {
             send_id,
             reply_to: send.reply_to.map(Into::into),
         };
-        let waiter = |id| Waiter::Sent { queue: number, id, token, send_id };
+        let waiter = |id| Waiter::Sent { queue: number, id, session, token, send_id };
         let id = queue.append(now, session, arrival, &mut self.shared, waiter);
         if !queue.durable {
             queue.admit(id, 0, &mut self.shared);
@@ -139,7 +143,7 @@ impl Machine {
         if let Some(token) = token {
             self.shared.answer(token, Answer::Sent { id: Some(id), again: false });
         }
-        for token in others.unwrap_or_default() {
+        for Waiting { token, .. } in others.unwrap_or_default() {
             self.shared.answer(token, Answer::Sent { id: Some(id), again: true });
         }
     }
@@ -151,7 +155,9 @@ impl Machine {
             && queue.has_room(first.send.record.len() as u64)
             && let Some(parked) = queue.parked.pop_front()
         {
-            queue.parked_bytes -= parked.send.record.len() as u64;
+            let length = parked.send.record.len() as u64;
+            queue.parked_bytes -= length;
+            queue.discharge(length + ENTRY_BYTES, &mut self.shared);
             self.place(now, parked.session, Some(parked.token), number, parked.send);
         }
     }
@@ -160,10 +166,13 @@ impl Machine {
     pub fn handle_stored(&mut self, now: Time, result: Result<(), StoreError>) {
         for waiter in self.shared.storing.pop_front().unwrap_or_default() {
             match (waiter, result) {
-                (Waiter::Sent { queue, id, token, send_id }, Ok(())) => {
+                (Waiter::Sent { queue, id, session, token, send_id }, Ok(())) => {
+                    if let Some(queue) = self.queues.get_mut(&queue) {
+                        queue.taken_in(now, id, session, &mut self.shared);
+                    }
                     self.sent(now, queue, id, token, send_id);
                 }
-                (Waiter::Sent { queue, id, token, send_id }, Err(error)) => {
+                (Waiter::Sent { queue, id, token, send_id, .. }, Err(error)) => {
                     if let Some(queue) = self.queues.get_mut(&queue) {
                         queue.forget_unstored(id, &mut self.shared);
                         queue.counters.refused += 1;
@@ -176,6 +185,11 @@ impl Machine {
                     if let Some(queue) = self.queues.get_mut(&queue) {
                         queue.creating = false;
                         queue.touch(&mut self.shared);
+                        for token in std::mem::take(&mut queue.awaited) {
+                            let name = std::sync::Arc::clone(&queue.name);
+                            let answer = Answer::Created { queue: name, new: false };
+                            self.shared.answer(token, answer);
+                        }
                     }
                     if let Some((token, answer)) = answer {
                         self.shared.answer(token, answer);
@@ -213,7 +227,10 @@ impl Machine {
             return self.refuse_send(token.unwrap_or_default(), send_id, refusal);
         };
         queue.admit(id, 0, &mut self.shared);
-        queue.handle_time(now, &mut self.shared);
+        // what was of no use any more before it was stored could not go until now
+        if queue.entries.get(&id).is_some_and(|entry| entry.expires.is_some_and(|at| at <= now)) {
+            queue.handle_time(now, &mut self.shared);
+        }
         self.answer_sent(token, send_id, number, id);
     }
 
@@ -235,13 +252,13 @@ impl Machine {
             Some(to) => Some(*to),
             None => self.add_queue(&name, Kind::Persistent, None, QueueOptions::default()).ok(),
         };
-        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.bytes);
+        let bytes_left = self.options.bytes_max.saturating_sub(self.shared.memory);
         let arrival = Arrival { record, expires: None, send_id: None, reply_to };
         let length = arrival.record.len() as u64;
         let dead = to.and_then(|to| self.queues.get_mut(&to));
         // nothing leaves the disk for a queue in memory
         let dead = dead.filter(|dead| dead.durable || !durable);
-        match dead.filter(|dead| dead.fits(length) && length <= bytes_left) {
+        match dead.filter(|dead| dead.takes(length) && dead.counts_for(length) <= bytes_left) {
             None => self.moved(now, place, (0, 0), false),
             Some(dead) => {
                 let to = dead.number;
@@ -263,6 +280,9 @@ impl Machine {
         let stored = stored && dead.is_some();
         if let Some(dead) = dead {
             if stored {
+                if dead.durable {
+                    dead.taken_in(now, to_id, 0, &mut self.shared);
+                }
                 dead.admit(to_id, 0, &mut self.shared);
             } else {
                 dead.forget_unstored(to_id, &mut self.shared);
@@ -315,22 +335,58 @@ impl Queue {
             && self.bytes + length <= self.options.bytes_max
     }
 
+    /// Whether it takes a dead letter.
+    fn takes(&self, length: u64) -> bool {
+        self.fits(length) && length <= RECORD_BYTES_MAX
+    }
+
+    /// Drops the oldest messages that nobody holds, if that makes room for one of this length.
+    fn make_room(&mut self, length: u64, now: Time, shared: &mut Shared) {
+        if self.creating {
+            return;
+        }
+        let mut left = (self.entries.len() as u64, self.bytes);
+        let fits = |(messages, bytes): (u64, u64)| {
+            messages < self.options.messages_max && bytes + length <= self.options.bytes_max
+        };
+        let mut oldest = Vec::new();
+        let mut free = self.free_ids();
+        while !fits(left) {
+            let Some(id) = free.next() else { return };
+            left = (left.0 - 1, left.1 - self.length(id));
+            oldest.push(id);
+        }
+        drop(free);
+        for id in oldest {
+            self.drop_entry(id, now, shared);
+        }
+    }
+
+    /// What a message would count for in memory.
+    fn counts_for(&self, length: u64) -> u64 {
+        let lanes = match self.options.mode {
+            Mode::Share => 1,
+            Mode::Fanout => self.consumers.len().max(1) as u64,
+        };
+        length + ENTRY_BYTES + lanes * LANE_BYTES
+    }
+
     /// Adds a message that there is room for: its id. It is not in a lane yet.
     fn append(
         &mut self,
         now: Time,
         session: u32,
         arrival: Arrival,
-        shared: &mut super::shared::Shared,
+        shared: &mut Shared,
         waiter: impl FnOnce(u64) -> Waiter,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         let Arrival { record, expires, send_id, reply_to } = arrival;
-        shared.trace.push(now, What::Sent, &self.name, (id, session), (now, &record));
-        self.counters.sent += 1;
-        self.bytes += record.len() as u64;
-        shared.bytes += record.len() as u64;
+        let length = record.len() as u64;
+        self.bytes += length;
+        shared.bytes += length;
+        self.charge(length + ENTRY_BYTES, shared);
         let mut key = 0;
         if self.durable {
             shared.last_key += 1;
@@ -364,11 +420,22 @@ impl Queue {
             duplicated: false,
         };
         self.entries.insert(id, entry);
+        if !self.durable {
+            self.taken_in(now, id, session, shared);
+        }
         id
     }
 
+    /// A message is there to stay.
+    fn taken_in(&mut self, now: Time, id: u64, session: u32, shared: &mut Shared) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let about = (entry.arrived, &entry.record);
+        shared.trace.push(now, What::Sent, &self.name, (id, session), about);
+        self.counters.sent += 1;
+    }
+
     /// Forgets a message that the store did not take.
-    fn forget_unstored(&mut self, id: u64, shared: &mut super::shared::Shared) {
+    fn forget_unstored(&mut self, id: u64, shared: &mut Shared) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.key = 0;
         }

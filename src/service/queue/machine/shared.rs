@@ -1,7 +1,8 @@
 //! What all queues of a machine have in common.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
+use super::super::hash::Table;
 use super::MachineOptions;
 use super::command::{Answer, Effect};
 use super::trace::Trace;
@@ -15,7 +16,7 @@ pub(super) struct Shared {
     pub(super) storing: VecDeque<Vec<Waiter>>,
     pub(super) trace: Trace,
     /// Those that wait for a message.
-    pub(super) receives: HashMap<u32, Waits>,
+    pub(super) receives: Table<u32, Waits>,
     /// Those that wait no more, and have to be taken out of queues' turns.
     pub(super) finished: Vec<Finished>,
     /// Queues to be looked at before the machine is done.
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub(super) wake: BTreeSet<(Time, u32)>,
     /// Of messages in all queues.
     pub(super) bytes: u64,
+    /// The same with what is kept of each besides.
+    pub(super) memory: u64,
     pub(super) last_key: u64,
     /// See [`MachineOptions::duplicate_every`].
     pub(super) duplicate_every: u32,
@@ -38,6 +41,7 @@ pub(super) enum Waiter {
     Sent {
         queue: u32,
         id: u64,
+        session: u32,
         token: Option<u64>,
         send_id: Option<SendId>,
     },
@@ -101,13 +105,14 @@ impl Shared {
             ops: VecDeque::new(),
             storing: VecDeque::new(),
             trace: Trace::new(options.trace_events_max),
-            receives: HashMap::new(),
+            receives: Table::default(),
             finished: Vec::new(),
             dirty: Vec::new(),
             dead: Vec::new(),
             leasing: Vec::new(),
             wake: BTreeSet::new(),
             bytes: 0,
+            memory: 0,
             last_key,
             duplicate_every: options.duplicate_every,
         }

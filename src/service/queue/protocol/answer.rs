@@ -214,8 +214,12 @@ fn read(
     let Some((&[command, ..], region)) = message.body().split_first_chunk::<4>() else {
         return Ok(None);
     };
-    if command == cmd::MESSAGE {
-        return read_message(body, region, last).map(|message| Some(Said::Message(message)));
+    match command {
+        cmd::MESSAGE => {
+            return read_message(body, region, last).map(|message| Some(Said::Message(message)));
+        }
+        cmd::SENT => return read_sent(region).map(Some),
+        _ => {}
     }
     let mut found = Found::default();
     for attribute in Attributes::new(region, 0) {
@@ -224,7 +228,6 @@ fn read(
     }
     Ok(Some(match command {
         cmd::CREATED => Said::Created(found.name(), found.has(flag::NEW)),
-        cmd::SENT => Said::Sent(found.get(attr::ID), found.has(flag::AGAIN)),
         cmd::SUBSCRIBED => Said::Subscribed(found.u32(attr::CONSUMER)),
         cmd::PURGED => Said::Purged(found.u64(attr::MESSAGES)),
         cmd::BROKER => Said::Broker(found.broker()),
@@ -234,6 +237,19 @@ fn read(
         cmd::NEXT => Said::Next(found.u64(attr::FROM)),
         _ => return Ok(None),
     }))
+}
+
+fn read_sent(region: &[u8]) -> Result<Said, Malformed> {
+    let (mut id, mut flags) = (None, 0);
+    for attribute in Attributes::new(region, 0) {
+        let attribute = attribute?;
+        match attribute.kind {
+            attr::ID => id = id.or(Some(number(attribute.payload))),
+            attr::FLAGS => flags |= number(attribute.payload) as u32,
+            _ => {}
+        }
+    }
+    Ok(Said::Sent(id, flags & flag::AGAIN != 0))
 }
 
 fn read_message(body: &Bytes, region: &[u8], last: &mut Arc<str>) -> Result<Delivery, Malformed> {

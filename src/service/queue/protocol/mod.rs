@@ -9,7 +9,7 @@ pub use answer::{Said, read_answers};
 pub use body::Body;
 pub use record::{Record, options_from_bytes, options_to_bytes, reply_to_of, with_dead_letter};
 pub(super) use request::emit_shutdown;
-pub use request::{Asked, emit_command, parse_request};
+pub use request::{Asked, HEADERS_MAX, emit_command, parse_request};
 
 /// The name of the subsystem, unless another was chosen.
 pub const SUBSYSTEM: &str = "queue";

@@ -108,6 +108,9 @@ pub fn reply_to_of(record: &[u8]) -> Option<String> {
     Some(text(found.payload))
 }
 
+/// Headers of a dead letter.
+const DEAD: [&[u8]; 3] = [b"dead-queue", b"dead-id", b"dead-attempts"];
+
 /// A record with headers that say where it was delivered too often.
 pub fn with_dead_letter(record: &[u8], queue: &str, id: u64, attempts: u32) -> Vec<u8> {
     let mut body = Body::default();
@@ -118,7 +121,16 @@ pub fn with_dead_letter(record: &[u8], queue: &str, id: u64, attempts: u32) -> V
     ] {
         body.bytes(attr::HEADER, format!("{name}\0{value}").as_bytes());
     }
-    body.attributes(record);
+    // of several ways to the dead letters the last one is told
+    let mut attributes = Attributes::new(record, 0);
+    let mut rest = 0;
+    while let Some(Ok(attribute)) = attributes.next()
+        && attribute.kind == attr::HEADER
+        && DEAD.iter().any(|name| attribute.payload.split(|byte| *byte == 0).next() == Some(name))
+    {
+        rest = attributes.offset();
+    }
+    body.attributes(record.get(rest..).unwrap_or_default());
     body.into_bytes()
 }
 

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::super::machine::{Command, Create, Receive, Refusal, Send, Subscribe};
+use super::super::machine::{
+    Command, Create, NAME_BYTES_MAX, RECEIVE_QUEUES_MAX, Receive, Refusal, Send, Subscribe,
+};
 use super::super::options::{Kind, QueueOptions};
 use super::record::{attribute_len, is_of_record, number, options_to_bytes, set_option};
 use super::{Body, QUEUE_TYPE, QUEUE_VERSION, attr, cmd, flag};
@@ -11,6 +13,9 @@ use crate::wire::{Attribute, Attributes, Message, errno};
 
 /// Ids that one request may name.
 const IDS_MAX: usize = 8_000;
+
+/// Headers that one message may have.
+pub const HEADERS_MAX: usize = 1_024;
 
 /// What a message asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,12 +81,17 @@ impl<'a> Fields<'a> {
         let mut fields = Self::default();
         let region = &message.body()[4..];
         let mut attributes = Attributes::new(region, 0);
+        let mut headers = 0;
         loop {
             let at = attributes.offset();
             let Some(attribute) = attributes.next() else { break };
             let attribute =
                 attribute.map_err(|malformed| invalid(format!("malformed {malformed}")))?;
             if is_of_record(attribute.kind) {
+                headers += usize::from(attribute.kind == attr::HEADER);
+                if headers > HEADERS_MAX {
+                    return Err(invalid(format!("more than {HEADERS_MAX} headers")));
+                }
                 if attribute.kind == attr::REPLY_TO {
                     fields.reply_to = Some(attribute.payload);
                 }
@@ -97,7 +107,8 @@ impl<'a> Fields<'a> {
     fn take(&mut self, Attribute { kind, payload }: Attribute<'a>) -> Result<(), Refusal> {
         match kind {
             attr::QUEUE if self.queue.is_none() => self.queue = Some(payload),
-            attr::QUEUE => self.further.push(payload),
+            attr::QUEUE if self.further.len() < RECEIVE_QUEUES_MAX => self.further.push(payload),
+            attr::QUEUE => return Err(invalid(format!("more than {RECEIVE_QUEUES_MAX} queues"))),
             attr::ID => self.ids = payload,
             attr::SENDER => self.sender = Some(payload),
             attr::SEQUENCE => self.sequence = number(payload),
@@ -347,6 +358,9 @@ fn emit_ids<'b>(
 
 fn name_of(value: &[u8]) -> Result<String, Refusal> {
     let value = value.strip_suffix(&[0]).unwrap_or(value);
+    if value.len() > NAME_BYTES_MAX {
+        return Err(invalid(format!("a name has at most {NAME_BYTES_MAX} bytes")));
+    }
     let name = str::from_utf8(value).map_err(|_| invalid("a name is not UTF-8"))?;
     Ok(name.to_owned())
 }

@@ -12,15 +12,15 @@ const AHEAD_MAX: u64 = 1 << 20;
 
 /// Whose message it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    pub(super) run: u32,
+pub(crate) struct Stamp {
+    pub(crate) run: u32,
     /// Who sent it, counted from 0.
-    pub(super) flow: u32,
-    pub(super) sequence: u64,
+    pub(crate) flow: u32,
+    pub(crate) sequence: u64,
 }
 
 impl Stamp {
-    pub(super) fn write(self, payload: &mut [u8]) {
+    pub(crate) fn write(self, payload: &mut [u8]) {
         payload[..4].copy_from_slice(&self.run.to_le_bytes());
         payload[4..8].copy_from_slice(&self.flow.to_le_bytes());
         payload[8..16].copy_from_slice(&self.sequence.to_le_bytes());
@@ -28,7 +28,7 @@ impl Stamp {
 
     /// `None` for a payload that is not of this run.
     #[inline]
-    pub(super) fn read(payload: &[u8], run: u32, size: usize) -> Option<Self> {
+    pub(crate) fn read(payload: &[u8], run: u32, size: usize) -> Option<Self> {
         let [a, b, c, d, e, f, g, h, sequence @ ..] = payload.first_chunk::<STAMP_BYTES>()?;
         let own = u32::from_le_bytes([*a, *b, *c, *d]) == run && payload.len() == size;
         let flow = u32::from_le_bytes([*e, *f, *g, *h]);
@@ -65,7 +65,7 @@ impl Counts {
 
 /// What has come of one sender's messages at one place.
 #[derive(Debug, Default)]
-pub(super) struct Flow {
+pub(crate) struct Flow {
     /// All below it came.
     next: u64,
     /// Which of those from `next` on came; empty, or it begins with one that did not.
@@ -75,7 +75,7 @@ pub(super) struct Flow {
 impl Flow {
     /// Notes an arrival in `counts`. `ordered`: nothing may overtake.
     #[inline]
-    pub(super) fn note(
+    pub(crate) fn note(
         &mut self,
         sequence: u64,
         ordered: bool,
