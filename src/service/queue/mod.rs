@@ -29,6 +29,8 @@
 
 mod client;
 mod engine;
+#[cfg(feature = "jetstream")]
+mod jetstream;
 pub mod machine;
 mod options;
 pub mod protocol;
@@ -39,5 +41,7 @@ pub use client::{
     CallError, Client, ClientOptions, Consumer, Message, OutMessage, QueueError, ReceiveOptions,
     Sent, Server, SubscribeOptions,
 };
+#[cfg(feature = "jetstream")]
+pub use jetstream::{ClusterUrl, ClusterUrlError, JetStream, JetStreamError, serve_jetstream};
 pub use options::{Kind, Mode, Policy, QueueOptions};
 pub use service::{ServeOptions, Served, serve};
