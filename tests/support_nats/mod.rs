@@ -35,7 +35,7 @@ impl Nats {
     /// The same with this configuration, in which `STORE` stands for a directory.
     pub(crate) fn start_with(config: &str) -> Option<Self> {
         if Command::new("nats-server").arg("-v").stdout(Stdio::null()).status().is_err() {
-            println!("skipped: there is no nats-server; Debian has it as a package of this name");
+            eprintln!("skipped: there is no nats-server; Debian has it as a package of this name");
             return None;
         }
         let directory = tempfile::tempdir().unwrap();

@@ -1,18 +1,23 @@
 //! Messages that sessions of this broker hold, and what becomes of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::machine::{Answer, Refusal, What};
 use super::cluster::{Cluster, Opened, away, bounded};
-use super::engine::{Front, How};
+use super::engine::Front;
 use super::event::{Event, Settled};
 use super::keeper::{Finding, Order};
 use super::pull::Pulled;
+use super::taker::How;
 use crate::store::{SendId, Time};
 use crate::wire::errno;
 
 /// Messages whose leases have ended that are still known of a queue: who held one may yet be done with it.
 const LATE_MAX: usize = 1_024;
+
+/// What is enough for a word to reach the cluster before it acts by itself.
+const SPARE_MAX: Duration = Duration::from_secs(1);
 
 /// A message that a session holds, or held.
 pub(super) struct Held {
@@ -27,6 +32,16 @@ pub(super) struct Held {
     pub(super) due: Time,
     /// Its lease is over.
     late: bool,
+}
+
+/// The queue, messages, and an id that is not among them.
+type Sorted = (Arc<str>, Vec<Arc<Pulled>>, Option<u64>);
+
+impl Pulled {
+    /// How much earlier than the cluster's a lease has to end for this broker to end it.
+    fn spare_us(&self) -> u64 {
+        (self.opened.lease() / 4).min(SPARE_MAX).as_micros() as u64
+    }
 }
 
 impl Held {
@@ -58,6 +73,7 @@ impl Front {
         self.timers.insert((held.due, Arc::clone(&queue), id));
         self.sessions.entry(session).or_default().holding.insert(Arc::clone(&queue));
         if let Some(here) = self.queues.get_mut(&queue) {
+            self.held_bytes += held.message.record.len() as u64;
             here.held.insert(id, held);
         }
     }
@@ -65,18 +81,19 @@ impl Front {
     /// Forgets that a message is held, and lets its subscription have another.
     fn let_go(&mut self, queue: &Arc<str>, id: u64) -> Option<Held> {
         let held = self.queues.get_mut(queue)?.held.remove(&id)?;
+        self.held_bytes -= held.message.record.len() as u64;
         self.timers.remove(&(held.due, Arc::clone(queue), id));
         if !held.late {
-            self.release(&held);
+            self.release(held.taker, held.message.record.len() as u64);
         }
         Some(held)
     }
 
-    fn release(&mut self, held: &Held) {
-        if let Some(taker) = held.taker.and_then(|taker| self.takers.get_mut(&taker))
+    /// Lets a subscription have another message for one of this length.
+    fn release(&mut self, taker: Option<u32>, length: u64) {
+        if let Some(taker) = taker.and_then(|taker| self.takers.get_mut(&taker))
             && let How::Subscribed(subscribed) = &mut taker.how
         {
-            let length = held.message.record.len() as u64;
             subscribed.held.0 = subscribed.held.0.saturating_sub(1);
             subscribed.held.1 = subscribed.held.1.saturating_sub(length);
             subscribed.grant();
@@ -147,26 +164,23 @@ impl Front {
             }
             held.late = true;
             let message = Arc::clone(&held.message);
-            let session = held.session;
+            let (session, taker) = (held.session, held.taker);
+            let spare = Time(now.0.saturating_add(message.spare_us()));
+            // if its lease in the cluster ends now too, somebody else may have it already, and would lose it
+            if held.cluster_until > spare {
+                back.push(Arc::clone(&message));
+            }
+            here.counters.returned += 1;
             if here.held.len() > LATE_MAX
                 && let Some(oldest) = here.held.iter().find(|(_, held)| held.late)
             {
                 let oldest = *oldest.0;
-                here.held.remove(&oldest);
+                let gone = here.held.remove(&oldest);
+                self.held_bytes -= gone.map_or(0, |held| held.message.record.len() as u64);
             }
-            here.counters.returned += 1;
             let about = (message.arrived, &message.record);
             self.trace.push(now, What::Returned, &queue, (id, session), about);
-            let taker = self.queues.get(&queue).and_then(|here| here.held.get(&id)?.taker);
-            let length = message.record.len() as u64;
-            if let Some(taker) = taker.and_then(|taker| self.takers.get_mut(&taker))
-                && let How::Subscribed(subscribed) = &mut taker.how
-            {
-                subscribed.held.0 = subscribed.held.0.saturating_sub(1);
-                subscribed.held.1 = subscribed.held.1.saturating_sub(length);
-                subscribed.grant();
-            }
-            back.push(message);
+            self.release(taker, message.record.len() as u64);
         }
         self.give_back(back);
     }
@@ -178,7 +192,7 @@ impl Front {
         queue: &str,
         ids: &[u64],
         late: bool,
-    ) -> Result<(Arc<str>, Vec<Arc<Pulled>>, Option<u64>), Refusal> {
+    ) -> Result<Sorted, Refusal> {
         let (name, here) = self.here(queue)?;
         let mut other = None;
         let mine = |id: &u64| {

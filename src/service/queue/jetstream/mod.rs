@@ -31,6 +31,7 @@ mod receive;
 mod recent;
 mod settle;
 mod subscription;
+mod taker;
 mod url;
 
 pub use url::{ClusterUrl, ClusterUrlError};
