@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use nlbus::service::queue::{
-    Client, JetStream, JetStreamError, OutMessage, QueueOptions, SubscribeOptions,
+    Client, JetStream, JetStreamError, OutMessage, QueueOptions, Server, SubscribeOptions,
 };
+use nlbus::store::SendId;
 use nlbus::wire::errno;
 
 use crate::support_cli::{Serve, nlbus, run, text};
-use crate::support_nats::{Nats, in_time, next};
-use crate::{drain, names, nats, now, waiting};
+use crate::support_nats::{HANG, Nats, in_time, next};
+use crate::{drain, names, nats, now, refused, waiting};
 
 #[tokio::test]
 async fn what_was_acknowledged_by_the_cluster_is_there_after_its_server_was_killed() {
@@ -52,6 +53,28 @@ async fn what_was_acknowledged_by_the_cluster_is_there_after_its_server_was_kill
     assert_eq!(in_time(waits).await.unwrap().unwrap()[0].payload(), "anew");
 }
 
+#[tokio::test]
+async fn a_server_that_does_not_answer_hangs_nobody_and_stores_what_is_sent_again_once() {
+    let nats = nats!();
+    let broker = nats.broker().await;
+    let client = broker.client().await;
+    client.create("q", None).await.unwrap();
+    let message = OutMessage::from("once").send_id(SendId { sender: 5, sequence: 1 });
+    nats.pause();
+    let (sent, made) = in_time(async {
+        tokio::join!(client.send("q", message.clone()), client.create("r", None))
+    })
+    .await;
+    refused(sent, errno::EHOSTUNREACH);
+    refused(made, errno::EHOSTUNREACH);
+    nats.go_on();
+    while in_time(client.send("q", message.clone())).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(drain(&client, "q", 1).await, ["once"]);
+    assert!(client.receive(&["q"], now()).await.unwrap().is_empty());
+}
+
 fn serve(nats: &Nats, directory: &tempfile::TempDir, name: &str) -> (Serve, String) {
     let url = format!("unix://{}/{name}", text(directory.path()));
     (Serve::start(&["--queues", "--state", &nats.url(), &url], 1), url)
@@ -87,6 +110,33 @@ async fn what_a_killed_broker_held_goes_to_others_and_its_transient_queues_go_aw
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn callers_and_servers_outlive_their_broker() {
+    let nats = nats!();
+    let directory = tempfile::tempdir().unwrap();
+    let (mut broker, url) = serve(&nats, &directory, "killed");
+    let caller = Client::connect(&url.parse().unwrap()).await.unwrap();
+    let serving = Client::connect(&url.parse().unwrap()).await.unwrap();
+    let handler = |message: nlbus::service::queue::Message| async move {
+        Ok::<Bytes, (i32, String)>(message.payload().clone())
+    };
+    let server = Server::listen(&serving, "echo", handler, 2).await.unwrap();
+    for round in 0..4 {
+        for n in 0..3 {
+            let body = format!("{round} {n}");
+            let answer = in_time(caller.call("echo", body.clone(), HANG)).await.unwrap();
+            assert_eq!(answer, body.as_str());
+        }
+        if round % 2 == 0 {
+            broker.kill();
+        } else {
+            broker.end();
+        }
+        broker = serve(&nats, &directory, "killed").0;
+    }
+    in_time(server.stop()).await.unwrap();
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use nlbus::node::{Node, NodeOptions};
 use nlbus::service::queue::{Client, Consumer, JetStream, Message, ServeOptions, serve_jetstream};
 use nlbus::transport::ListenOptions;
 use nlbus::url::BusUrl;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
 /// When a test gives up. Nothing passes or fails by being faster or slower than it.
@@ -64,6 +65,15 @@ impl Nats {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Has it do nothing, with its connections open.
+    pub(crate) fn pause(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    pub(crate) fn go_on(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
 
     /// Starts it again, with what it has on disk.

@@ -48,6 +48,7 @@ pub(super) struct Front {
     pub(super) sessions: HashMap<u32, Session>,
     pub(super) takers: HashMap<u32, Taker>,
     pub(super) last_taker: u32,
+    pub(super) takers_made: u64,
     /// Of messages that sessions hold.
     pub(super) held_bytes: u64,
     /// When something is to be done about a held message.
@@ -108,6 +109,7 @@ impl Front {
             sessions: HashMap::new(),
             takers: HashMap::new(),
             last_taker: 0,
+            takers_made: 0,
             held_bytes: 0,
             timers: BTreeSet::new(),
             recent: Recent::default(),
@@ -237,7 +239,9 @@ impl Front {
                 }
                 self.answer(token, Answer::Created { queue, new });
             }
-            Event::Destroyed { token, queue, .. } => self.destroyed(now, token, &queue),
+            Event::Destroyed { token, queue, takers, .. } => {
+                self.destroyed(now, token, &queue, takers);
+            }
             Event::Sent { token, session, send_id, place, .. } => {
                 let about = (now, &place.record);
                 if !place.again {
@@ -293,23 +297,25 @@ impl Front {
     /// Has a transient queue removed whose owner is gone.
     fn disown(&mut self, queue: &str) {
         let under = self.under_way();
-        let order = Order::Destroy { if_empty: false, token: None, under };
+        let takers = self.takers_made;
+        let order = Order::Destroy { if_empty: false, token: None, takers, under };
         if self.order(queue, order).is_err() {
             tracing::warn!(queue, "a transient queue stays until the broker ends");
         }
     }
 
-    fn destroyed(&mut self, now: Time, token: Option<u64>, queue: &Arc<str>) {
+    fn destroyed(&mut self, now: Time, token: Option<u64>, queue: &Arc<str>, takers: u64) {
         let gone = Refusal::missing(queue);
-        let takers: Vec<u32> = self
+        let ended: Vec<u32> = self
             .takers
             .iter_mut()
+            .filter(|(_, taker)| taker.made <= takers)
             .filter_map(|(number, taker)| {
                 taker.queues.retain(|name| name != queue);
                 taker.queues.is_empty().then_some(*number)
             })
             .collect();
-        for number in takers {
+        for number in ended {
             let Some(taker) = self.end_taker(number, now) else { continue };
             let (token, gone) = (taker.token, gone.clone());
             match taker.how {
@@ -319,12 +325,16 @@ impl Front {
                 How::Receives { .. } => self.answer(token, Answer::Refused(gone)),
             }
         }
-        if let Some(here) = self.queues.remove(queue) {
-            for (id, held) in &here.held {
-                self.timers.remove(&(held.due, Arc::clone(queue), *id));
+        if let Some(here) = self.queues.get_mut(queue) {
+            for (id, held) in std::mem::take(&mut here.held) {
+                self.timers.remove(&(held.due, Arc::clone(queue), id));
                 self.held_bytes -= held.message.record.len() as u64;
             }
-            if let Some(session) = here.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
+            here.counters = Counters::default();
+            here.last_taken = None;
+            here.takers = self.takers.values().filter(|t| t.queues.contains(queue)).count() as u32;
+            let owner = here.owner.take().and_then(|owner| self.sessions.get_mut(&owner));
+            if let Some(session) = owner {
                 session.queues.remove(queue);
             }
         }
@@ -386,7 +396,8 @@ impl Engine for Front {
             Command::Create(create) => self.create(session, token, create),
             Command::Destroy { queue, if_empty } => {
                 let under = self.under_way();
-                self.order(&queue, Order::Destroy { if_empty, token: Some(token), under }).map(drop)
+                let (token, takers) = (Some(token), self.takers_made);
+                self.order(&queue, Order::Destroy { if_empty, token, takers, under }).map(drop)
             }
             Command::Receive(receive) => self.receive(now, session, token, receive),
             Command::Subscribe(subscribe) => self.subscribe(now, session, token, &subscribe),

@@ -34,8 +34,8 @@ pub(super) enum Event {
     Answered { token: u64, answer: Answer, _under: Option<Under> },
     /// A queue is there.
     Created { token: u64, session: u32, opened: Arc<Opened>, new: bool, _under: Option<Under> },
-    /// A queue is gone.
-    Destroyed { token: Option<u64>, queue: Arc<str>, _under: Option<Under> },
+    /// A queue is gone, for those who took its messages when that was asked for.
+    Destroyed { token: Option<u64>, queue: Arc<str>, takers: u64, _under: Option<Under> },
     /// A message is in its queue.
     Sent { token: u64, session: u32, send_id: Option<SendId>, place: Place, _under: Option<Under> },
     /// A message is not.

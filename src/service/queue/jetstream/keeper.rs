@@ -37,6 +37,8 @@ pub(super) enum Order {
     Destroy {
         if_empty: bool,
         token: Option<u64>,
+        /// How many have taken messages of some queue by now.
+        takers: u64,
         under: Option<Under>,
     },
     Send(Sending),
@@ -133,13 +135,14 @@ impl Keeper {
                 };
                 self.tell(event).await;
             }
-            Order::Destroy { if_empty, token, under } => {
+            Order::Destroy { if_empty, token, takers, under } => {
                 let event = match (self.destroy(if_empty).await, token) {
                     (Err(refusal), Some(token)) => {
                         Event::Answered { token, answer: Answer::Refused(refusal), _under: under }
                     }
                     (_, token) => {
-                        Event::Destroyed { token, queue: Arc::clone(&self.name), _under: under }
+                        let queue = Arc::clone(&self.name);
+                        Event::Destroyed { token, queue, takers, _under: under }
                     }
                 };
                 self.tell(event).await;
@@ -196,7 +199,14 @@ impl Keeper {
             self.cluster.create(dead, None, &QueueOptions::default()).await?;
         }
         let wanted = options.clone().unwrap_or_default();
-        let (opened, new) = match self.find().await {
+        let found = match self.find().await {
+            Ok(found) if self.is_orphan(&found).await => {
+                self.cluster.destroy(&found, 0).await?;
+                Err(Refusal::missing(&self.name))
+            }
+            found => found,
+        };
+        let (opened, new) = match found {
             Err(refusal) if refusal.errno == errno::ENOENT => {
                 self.cluster.create(&self.name, owner, &wanted).await?
             }
@@ -222,6 +232,16 @@ impl Keeper {
             other("with other options")
         } else {
             Ok((opened, new))
+        }
+    }
+
+    /// Whether it is a transient queue of a broker that is gone and has not been removed yet.
+    async fn is_orphan(&self, opened: &Opened) -> bool {
+        match opened.about.owner {
+            Some((instance, _)) if instance != self.cluster.instance => {
+                self.cluster.is_alive(instance).await == Some(false)
+            }
+            _ => false,
         }
     }
 

@@ -57,6 +57,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts to reach it again.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How often a server has to say that it is there; without two of these answers it is taken to be gone.
+const PING_PAUSE: Duration = Duration::from_secs(2);
+
 /// What was asked of the connection and has not gone out.
 const OUTGOING_MAX: usize = 4_096;
 
@@ -114,6 +117,7 @@ impl JetStream {
         let mut options = ConnectOptions::new()
             .name("nlbus")
             .client_capacity(OUTGOING_MAX)
+            .ping_interval(PING_PAUSE)
             .connection_timeout(CALL_MAX)
             .request_timeout(Some(CALL_MAX))
             .reconnect_delay_callback(|attempts| {

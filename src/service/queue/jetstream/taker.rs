@@ -24,6 +24,8 @@ const HELD_BYTES_MAX: u64 = 1 << 30;
 
 /// Whoever takes messages.
 pub(super) struct Taker {
+    /// How many there had been when it was made, this one included.
+    pub(super) made: u64,
     pub(super) token: u64,
     pub(super) session: u32,
     pub(super) queues: Vec<Arc<str>>,
@@ -98,7 +100,10 @@ impl Front {
         let (over, ended) = oneshot::channel();
         let how = How::Receives { _over: over, auto_ack: receive.auto_ack };
         let lease_ms = receive.lease_ms;
-        self.takers.insert(taker, Taker { token, session, queues: names, lease_ms, how });
+        self.takers.insert(
+            taker,
+            Taker { made: self.takers_made, token, session, queues: names, lease_ms, how },
+        );
         self.sessions.entry(session).or_default().takers.insert(taker);
         let receiving = Receiving {
             cluster: Arc::clone(&self.cluster),
@@ -135,7 +140,10 @@ impl Front {
         subscribed.grant();
         let how = How::Subscribed(subscribed);
         let lease_ms = subscribe.lease_ms;
-        self.takers.insert(taker, Taker { token, session, queues: vec![name], lease_ms, how });
+        self.takers.insert(
+            taker,
+            Taker { made: self.takers_made, token, session, queues: vec![name], lease_ms, how },
+        );
         self.sessions.entry(session).or_default().takers.insert(taker);
         let subscription = Subscription {
             cluster: Arc::clone(&self.cluster),
@@ -155,6 +163,7 @@ impl Front {
         if of_session >= WAITING_PER_SESSION_MAX || self.takers.len() >= TAKERS_MAX {
             return Err(Refusal::new(errno::EMFILE, "too many requests wait for messages"));
         }
+        self.takers_made += 1;
         loop {
             self.last_taker = self.last_taker.wrapping_add(1);
             if self.last_taker != 0 && !self.takers.contains_key(&self.last_taker) {
