@@ -46,9 +46,10 @@ impl Pulled {
 
 impl Held {
     fn reckon(&mut self, lease_ms: u64, now: Time) {
-        // half-way there is time enough to say that it is still held
-        let half = now.after_ms(lease_ms / 2);
-        self.due = if self.until <= self.cluster_until { self.until } else { half.min(self.until) };
+        // early enough to be heard in time if one is lost
+        let third = now.after_ms(lease_ms / 3);
+        self.due =
+            if self.until <= self.cluster_until { self.until } else { third.min(self.until) };
     }
 }
 

@@ -201,8 +201,11 @@ impl Keeper {
         let wanted = options.clone().unwrap_or_default();
         let found = match self.find().await {
             Ok(found) if self.is_orphan(&found).await => {
-                self.cluster.destroy(&found, 0).await?;
-                Err(Refusal::missing(&self.name))
+                match self.cluster.destroy(&found, 0).await {
+                    // somebody else was first
+                    Err(refusal) if refusal.errno != errno::ENOENT => Err(refusal),
+                    _ => Err(Refusal::missing(&self.name)),
+                }
             }
             found => found,
         };

@@ -61,11 +61,14 @@ async fn remove_orphans(cluster: &Cluster) {
             None => cluster.is_alive(instance).await,
         };
         alive.insert(instance, known);
-        if known == Some(false) {
-            tracing::info!(
-                queue = about.name,
-                "removing the transient queue of a broker that is gone"
-            );
+        // whose client has come back to another broker may have made it anew by now
+        let stays = async || {
+            let now = cluster.look(&about.name).await;
+            now.is_ok_and(|(opened, _)| opened.about == about)
+        };
+        if known == Some(false) && stays().await {
+            let queue = &about.name;
+            tracing::info!(queue, "removing the transient queue of a broker that is gone");
             let _ = bounded(cluster.context.delete_stream(info.config.name)).await;
         }
     }
