@@ -94,9 +94,13 @@ async fn a_call_over_one_broker_is_answered_by_a_server_at_another() {
     }
     // the queue for the answers goes with the caller
     let watcher = there.client().await;
-    assert_eq!(names(&watcher, "").await.len(), 3);
+    let echo_and_answers = async || {
+        let names = names(&watcher, "").await;
+        names.iter().filter(|name| *name != "none").count()
+    };
+    assert_eq!(echo_and_answers().await, 2);
     drop(caller);
-    while names(&watcher, "").await.len() > 2 {
+    while echo_and_answers().await > 1 {
         tokio::task::yield_now().await;
     }
     here.end().await;

@@ -109,7 +109,7 @@ impl Front {
         let (cluster, report) = (Arc::clone(&self.cluster), self.report.clone());
         let _under = self.under_way();
         self.spawn(async move {
-            cluster.give_back(&messages, &report).await;
+            cluster.give_back(messages, &report).await;
             Event::Over { _under }
         });
     }
@@ -160,7 +160,7 @@ impl Front {
                 held.reckon(lease, now);
                 self.timers.insert((held.due, Arc::clone(&queue), id));
                 let (cluster, message) = (Arc::clone(&self.cluster), Arc::clone(&held.message));
-                tokio::spawn(async move { cluster.progress(&message).await });
+                tokio::spawn(async move { cluster.hold_on(vec![message]).await });
                 continue;
             }
             held.late = true;
@@ -247,6 +247,7 @@ impl Front {
         let _under = self.under_way();
         self.spawn(async move {
             let (acked, refusal) = cluster.ack_all(mine).await;
+            let acked = acked.into_iter().collect();
             let refusal = match refusal {
                 Some(refusal) => Some(refusal),
                 None => why.await,
@@ -272,7 +273,7 @@ impl Front {
         let (cluster, report) = (Arc::clone(&self.cluster), self.report.clone());
         let _under = self.under_way();
         self.spawn(async move {
-            let refusal = match cluster.give_back(&mine, &report).await {
+            let refusal = match cluster.give_back(mine, &report).await {
                 Some(refusal) => Some(refusal),
                 None => why.await,
             };
@@ -306,12 +307,7 @@ impl Front {
         let cluster = Arc::clone(&self.cluster);
         let _under = self.under_way();
         self.spawn(async move {
-            let mut refusal = None;
-            for message in mine {
-                if let Err(error) = cluster.progress(&message).await {
-                    refusal.get_or_insert(error);
-                }
-            }
+            let refusal = cluster.hold_on(mine).await;
             let refusal = match refusal {
                 Some(refusal) => Some(refusal),
                 None => why.await,

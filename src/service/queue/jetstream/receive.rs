@@ -74,11 +74,11 @@ impl Receiving {
                 _ = &mut over => None,
             };
             let left = self.close(inboxes).await;
-            self.cluster.give_back(&left, &self.events).await;
+            self.cluster.give_back(left, &self.events).await;
             let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
             match ended {
                 None => {
-                    self.cluster.give_back(&taken.messages, &self.events).await;
+                    self.cluster.give_back(taken.messages, &self.events).await;
                     return;
                 }
                 Some(Ok(())) => break Ok(()),

@@ -1,5 +1,6 @@
 //! What becomes of a message that was pulled.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_nats::jetstream::message::PublishMessage;
@@ -18,8 +19,11 @@ const ACK: &str = "+ACK";
 const NAK: &str = "-NAK";
 const PROGRESS: &str = "+WPI";
 
-/// Acknowledgements of one command that are under way at once.
-const ACKS_MAX: usize = 256;
+/// What is said of the messages of one command is under way for so many at once.
+const SAYING_MAX: usize = 256;
+
+/// Which messages something was done with, and why not with all.
+type Outcome = (HashSet<u64>, Option<Refusal>);
 
 impl Cluster {
     /// It is done with, and will not come again.
@@ -27,63 +31,58 @@ impl Cluster {
         self.ask(&message.ack, ACK).await
     }
 
-    /// It comes again at once.
-    pub(super) async fn nak(&self, message: &Pulled) -> Result<(), Refusal> {
-        self.ask(&message.ack, NAK).await
+    /// The same of several.
+    pub(super) async fn ack_all(self: &Arc<Self>, messages: Vec<Arc<Pulled>>) -> Outcome {
+        self.say(messages, ACK).await
     }
 
-    /// Its lease begins anew.
-    pub(super) async fn progress(&self, message: &Pulled) -> Result<(), Refusal> {
-        self.ask(&message.ack, PROGRESS).await
-    }
-
-    /// Acknowledges messages: which it did, and why not all.
-    pub(super) async fn ack_all(
-        self: &Arc<Self>,
-        messages: Vec<Arc<Pulled>>,
-    ) -> (Vec<u64>, Option<Refusal>) {
-        let mut tasks = JoinSet::new();
-        let mut messages = messages.into_iter();
-        let (mut acked, mut refusal) = (Vec::new(), None);
-        loop {
-            while tasks.len() < ACKS_MAX
-                && let Some(message) = messages.next()
-            {
-                let cluster = Arc::clone(self);
-                tasks.spawn(async move { (message.id, cluster.ack(&message).await) });
-            }
-            match tasks.join_next().await {
-                None => return (acked, refusal),
-                Some(Ok((id, Ok(())))) => acked.push(id),
-                Some(Ok((_, Err(why)))) => refusal = refusal.or(Some(why)),
-                Some(Err(error)) => refusal = refusal.or(Some(away(error))),
-            }
-        }
+    /// Leases begin anew.
+    pub(super) async fn hold_on(self: &Arc<Self>, messages: Vec<Arc<Pulled>>) -> Option<Refusal> {
+        self.say(messages, PROGRESS).await.1
     }
 
     /// Gives messages back, to be delivered again or, if that was too often, to the dead letters.
     pub(super) async fn give_back(
-        &self,
-        messages: &[Arc<Pulled>],
+        self: &Arc<Self>,
+        messages: Vec<Arc<Pulled>>,
         events: &mpsc::Sender<Event>,
     ) -> Option<Refusal> {
-        let mut refusal = None;
-        for message in messages {
+        let dead = |message: &Arc<Pulled>| {
             let QueueOptions { dead_letter, attempts_max, .. } = &message.opened.about.options;
-            if dead_letter.is_some() && message.attempt >= *attempts_max {
-                match self.bury(message).await {
-                    Ok(()) => {
-                        let _ = events.send(Event::Buried { message: Arc::clone(message) }).await;
-                        continue;
-                    }
-                    Err(error) => tracing::debug!(text = error.text, "a dead letter stays"),
+            dead_letter.is_some() && message.attempt >= *attempts_max
+        };
+        let (dead, mut back): (Vec<_>, Vec<_>) = messages.into_iter().partition(dead);
+        for message in dead {
+            match self.bury(&message).await {
+                Ok(()) => drop(events.send(Event::Buried { message }).await),
+                Err(error) => {
+                    tracing::debug!(text = error.text, "a dead letter stays");
+                    back.push(message);
                 }
             }
-            if let Err(error) = self.nak(message).await {
-                refusal.get_or_insert(error);
+        }
+        self.say(back, NAK).await.1
+    }
+
+    /// Tells the cluster what becomes of messages, and waits until it knows.
+    async fn say(self: &Arc<Self>, messages: Vec<Arc<Pulled>>, what: &'static str) -> Outcome {
+        let mut tasks = JoinSet::new();
+        let mut messages = messages.into_iter();
+        let (mut done, mut refusal) = (HashSet::new(), None);
+        loop {
+            while tasks.len() < SAYING_MAX
+                && let Some(message) = messages.next()
+            {
+                let cluster = Arc::clone(self);
+                tasks.spawn(async move { (message.id, cluster.ask(&message.ack, what).await) });
+            }
+            match tasks.join_next().await {
+                None => return (done, refusal),
+                Some(Ok((id, Ok(())))) => drop(done.insert(id)),
+                Some(Ok((_, Err(why)))) => refusal = refusal.or(Some(why)),
+                Some(Err(error)) => refusal = refusal.or(Some(away(error))),
             }
         }
-        refusal
     }
 
     /// Sends a message to the dead letters of its queue, once, and is done with it.
