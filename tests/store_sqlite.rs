@@ -84,6 +84,28 @@ async fn what_was_stored_is_there_again_and_ids_and_keys_go_on() {
 }
 
 #[tokio::test]
+async fn the_last_key_is_known_whether_its_message_stays_goes_or_never_was_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let delete = |key| Op::Delete { key };
+    let steps = [
+        (vec![vec![create(), put(1, "one")], vec![put(2, "two"), put(3, "three")]], 3),
+        (vec![vec![delete(2)]], 3),
+        (vec![vec![put(4, "four")], vec![delete(1)], vec![delete(4)]], 4),
+        (vec![vec![put(5, "five"), delete(5)]], 5),
+        (vec![vec![delete(3)]], 5),
+    ];
+    for (batches, last_key) in steps {
+        let (mut one, _) = reopen(directory.path(), StoreOptions::default());
+        for batch in batches {
+            store(&mut one, batch).await.unwrap();
+        }
+        drop(one);
+        let (_, loaded) = reopen(directory.path(), StoreOptions::default());
+        assert_eq!(loaded.last_key, last_key);
+    }
+}
+
+#[tokio::test]
 async fn a_second_broker_a_missing_directory_and_a_file_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let open = |path: &Path| Store::open(path, StoreOptions::default()).err();

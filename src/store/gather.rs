@@ -126,3 +126,81 @@ impl Gatherer {
         self.backlog.push_back(batch);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{SyncSender, sync_channel};
+
+    use super::*;
+
+    fn gatherer() -> (SyncSender<Vec<Op>>, Gatherer) {
+        let (batches, receiver) = sync_channel(256);
+        (batches, Gatherer::new(receiver))
+    }
+
+    /// A batch of so many changes, the first with this key.
+    fn batch(first: u64, length: u64) -> Vec<Op> {
+        (first..first + length).map(|key| Op::Delete { key }).collect()
+    }
+
+    fn keys(group: &[Vec<Op>]) -> Vec<u64> {
+        let key = |op: &Op| match op {
+            Op::Delete { key } => *key,
+            other => panic!("{other:?}"),
+        };
+        group.iter().flatten().map(key).collect()
+    }
+
+    #[test]
+    fn what_is_there_is_one_group_up_to_its_limit_and_the_rest_the_next_in_order() {
+        let (batches, mut gatherer) = gatherer();
+        for n in 0..40 {
+            batches.send(batch(n * 10, 10)).unwrap();
+        }
+        let first = gatherer.next(Duration::ZERO).unwrap();
+        // no batch is cut
+        assert_eq!(keys(&first), (0..260).collect::<Vec<u64>>());
+        gatherer.written(Duration::ZERO);
+        let second = gatherer.next(Duration::ZERO).unwrap();
+        assert_eq!(keys(&second), (260..400).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn a_group_waits_for_those_of_the_last_one_while_a_sync_takes_longer() {
+        let (batches, mut gatherer) = gatherer();
+        gatherer.last_group = 2;
+        gatherer.sync = Duration::from_secs(60);
+        batches.send(batch(1, 1)).unwrap();
+        let late = std::thread::spawn(move || batches.send(batch(2, 1)).map(|()| batches));
+        let mut seen = keys(&gatherer.next(Duration::MAX).unwrap());
+        let batches = late.join().unwrap().unwrap();
+        if seen.len() < 2 {
+            // where this machine was slower than a group waits at most
+            seen.extend(keys(&gatherer.next(Duration::MAX).unwrap()));
+        }
+        assert_eq!(seen, [1, 2]);
+        // one that sends alone again is not waited for: nobody else had an answer
+        gatherer.last_group = 1;
+        batches.send(batch(3, 1)).unwrap();
+        assert_eq!(keys(&gatherer.next(Duration::MAX).unwrap()), [3]);
+    }
+
+    #[test]
+    fn where_a_sync_is_quick_only_one_group_in_many_waits() {
+        let (batches, mut gatherer) = gatherer();
+        gatherer.turnaround = Duration::from_secs(1);
+        let waited = (0..2 * PROBE_EVERY).filter(|_| gatherer.pays()).count();
+        assert_eq!(waited, 2);
+        drop(batches);
+    }
+
+    #[test]
+    fn it_ends_when_nobody_is_left_and_all_is_taken() {
+        let (batches, mut gatherer) = gatherer();
+        assert_eq!(gatherer.next(Duration::ZERO), Err(RecvTimeoutError::Timeout));
+        batches.send(batch(1, 1)).unwrap();
+        drop(batches);
+        assert_eq!(keys(&gatherer.next(Duration::MAX).unwrap()), [1]);
+        assert_eq!(gatherer.next(Duration::MAX), Err(RecvTimeoutError::Disconnected));
+    }
+}

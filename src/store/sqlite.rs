@@ -46,6 +46,9 @@ pub(super) struct Database {
     last_use: u64,
     /// Senders that are to be removed.
     forgotten: Vec<u128>,
+    /// The last key of messages that none has followed out of the database. As long as it is there it says by
+    /// itself which keys are used up, and a commit that only puts has a page less to write.
+    untold_key: u64,
     last_sync: Duration,
 }
 
@@ -88,6 +91,7 @@ impl Database {
             order: BTreeMap::new(),
             last_use,
             forgotten: Vec::new(),
+            untold_key: 0,
             last_sync: Duration::ZERO,
         };
         database.let_grow(true).map_err(|e| unreadable(e.to_string()))?;
@@ -121,7 +125,7 @@ impl Database {
                 pending.apply(&transaction, &mut insert, op, &self.senders)?;
             }
             drop(insert);
-            pending.finish(&transaction, self.last_use + 1, &self.forgotten)?;
+            pending.finish(&transaction, self.last_use + 1, &self.forgotten, self.untold_key)?;
             let start = Instant::now();
             transaction.commit()?;
             self.last_sync = start.elapsed();
@@ -138,6 +142,8 @@ impl Database {
             info!("the state is written again");
         }
         self.forgotten.clear();
+        let untold_key = self.untold_key.max(pending.last_key);
+        self.untold_key = if pending.removes { 0 } else { untold_key };
         for (sender, seen) in pending.senders {
             self.use_sender(sender, seen);
         }
@@ -207,6 +213,8 @@ struct Pending {
     next_ids: HashMap<u32, u64>,
     last_key: u64,
     id_floor: u64,
+    /// A message goes.
+    removes: bool,
 }
 
 impl Pending {
@@ -224,6 +232,7 @@ impl Pending {
                 insert.execute(params![queue, name, &options[..], *first_id as i64])?;
             }
             Op::Destroy { queue, id_floor, keys } => {
+                self.removes = true;
                 self.next_ids.remove(queue);
                 self.id_floor = self.id_floor.max(*id_floor);
                 let sql = "DELETE FROM queues WHERE queue = ?1";
@@ -236,7 +245,10 @@ impl Pending {
                 insert.put(message)?;
                 self.put(message, senders);
             }
-            Op::Delete { key } => delete(transaction, *key)?,
+            Op::Delete { key } => {
+                self.removes = true;
+                delete(transaction, *key)?;
+            }
             Op::Attempts { key, attempts } => {
                 let sql = "UPDATE messages SET attempts = ?2 WHERE key = ?1";
                 transaction.prepare_cached(sql)?.execute(params![*key as i64, attempts])?;
@@ -262,6 +274,7 @@ impl Pending {
         transaction: &Transaction<'_>,
         used: u64,
         forgotten: &[u128],
+        untold_key: u64,
     ) -> rusqlite::Result<()> {
         for (queue, next_id) in &self.next_ids {
             let sql = "UPDATE queues SET next_id = max(next_id, ?2) WHERE queue = ?1";
@@ -276,7 +289,8 @@ impl Pending {
             let row = params![sender.to_le_bytes(), used as i64, seen.to_bytes()];
             transaction.prepare_cached(sql)?.execute(row)?;
         }
-        for (name, value) in [("last_key", self.last_key), ("id_floor", self.id_floor)] {
+        let last_key = if self.removes { self.last_key.max(untold_key) } else { 0 };
+        for (name, value) in [("last_key", last_key), ("id_floor", self.id_floor)] {
             if value > 0 {
                 let sql = "UPDATE meta SET value = max(value, ?2) WHERE name = ?1";
                 transaction.prepare_cached(sql)?.execute(params![name, value as i64])?;
@@ -322,6 +336,10 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<Option<String>> {
 fn load(connection: &mut Connection) -> rusqlite::Result<(Loaded, u64)> {
     let transaction = connection.transaction()?;
     transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'epoch'", [])?;
+    // before a damaged one is put aside
+    let sql = "UPDATE meta SET value = max(value, (SELECT coalesce(max(key), 0) FROM messages))
+        WHERE name = 'last_key'";
+    transaction.execute(sql, [])?;
     // senders beyond what is remembered
     let sql = "DELETE FROM senders WHERE sender NOT IN
         (SELECT sender FROM senders ORDER BY used DESC LIMIT ?1)";

@@ -39,8 +39,8 @@ const OUTSTANDING_MAX: usize = 1 << 20;
 /// Measure a broker: its own, which it starts and ends, or the one at --url.
 ///
 /// Every message is numbered and counted: one that is lost, comes twice or out of order is an error, with
-/// exit code 1. The load is driven from one thread over plain sockets. To measure, a link needs the right to
-/// provide.
+/// exit code 1. The load is driven from one thread over plain sockets, and to measure, a link needs the right
+/// to provide. Queues are driven from one thread by the library's client, and need a broker with queues.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
