@@ -91,19 +91,18 @@ impl Session {
     }
 
     /// Sends a body without waiting; gives it back if there is no room.
-    pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), Outgoing> {
+    pub(super) fn offer(&self, outgoing: Outgoing) -> Option<Outgoing> {
         let length = outgoing.bytes.len();
         let waiting = self.waiting_bytes.load(Ordering::Relaxed);
         if waiting > WAITING_BYTES_MAX || waiting > FAIR_BYTES && self.all.is_full() {
-            return Err(outgoing);
+            return Some(outgoing);
         }
         self.waiting_bytes.fetch_add(length, Ordering::Relaxed);
         self.all.0.fetch_add(length, Ordering::Relaxed);
-        self.outgoing.try_send(outgoing).map_err(|error| {
-            self.waiting_bytes.fetch_sub(length, Ordering::Relaxed);
-            self.all.0.fetch_sub(length, Ordering::Relaxed);
-            error.into_inner()
-        })
+        let unsent = self.outgoing.try_send(outgoing).err()?;
+        self.waiting_bytes.fetch_sub(length, Ordering::Relaxed);
+        self.all.0.fetch_sub(length, Ordering::Relaxed);
+        Some(unsent.into_inner())
     }
 
     /// Has these follow when all else has gone out, and nothing after them.
