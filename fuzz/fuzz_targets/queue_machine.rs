@@ -161,10 +161,15 @@ impl World {
 
     fn advance(&mut self, ms: u64) {
         self.now = self.now.after_ms(ms);
-        self.machine.handle_time(self.now);
-        self.poll();
-        let next = self.machine.poll_time();
-        assert!(next.is_none_or(|next| next > self.now), "it is never done: {next:?} at {:?}", self.now);
+        // what comes in while others go may be over at once
+        for _ in 0..100 {
+            self.machine.handle_time(self.now);
+            self.poll();
+            if self.machine.poll_time().is_none_or(|next| next > self.now) {
+                return;
+            }
+        }
+        panic!("it is never done");
     }
 
     fn settle(&mut self) {
@@ -207,7 +212,7 @@ fuzz_target!(|data: &[u8]| {
     options.queues_max = 5;
     let now = Time(1_000_000);
     let mut world = World {
-        machine: Machine::new(options, durable, Loaded::default(), now),
+        machine: Machine::new(options, durable, Loaded { epoch: durable.into(), ..Loaded::default() }, now),
         durable,
         now,
         token: 0,
