@@ -1,16 +1,14 @@
 //! Routing allocates nothing in the long run: not in the core, and not between sockets either.
 
 #![cfg(target_os = "linux")]
-#![allow(unsafe_code)] // a global allocator cannot be written without
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
+mod support_allocations;
 mod support_node;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -18,49 +16,9 @@ use nlbus::broker::{Access, Actions, Broker, Limits, LinkId, LinkKind, RETURN_BA
 use nlbus::node::{AccessList, Node, NodeOptions};
 use nlbus::transport::ListenOptions;
 use nlbus::wire::{Command, ControlAttribute, EnvelopeHead, FRAME_MAX, flag};
+use support_allocations::{ALLOCATIONS, OWN, WATCHED};
 use support_node::frames::{Said, ask, control, data, push};
 use tokio::sync::oneshot;
-
-/// Counts the allocations of threads that are watched.
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    static OWN: Cell<usize> = const { Cell::new(0) };
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-}
-
-fn count() {
-    // A thread that is being torn down has no counter any more, and no test.
-    let _ = OWN.try_with(|own| own.set(own.get() + 1));
-    if WATCHED.try_with(Cell::get) == Ok(true) {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-// SAFETY: every method hands its arguments to the system's allocator as they are.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`; `block` came from `System`.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`; `block` came from `System`.
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// How often each thing is done while it is watched.
 const ROUNDS: u32 = 1_000;

@@ -5,7 +5,7 @@ mod support_node;
 use nlbus::broker::{Access, Action, Limits, LinkKind, Rights};
 use nlbus::wire::{
     Command, ControlAttribute, ENVELOPE_LEN, EnvelopeHead, FRAME_MAX, HEADER_LEN, Key,
-    LEGACY_FRAME_MAX, PAYLOAD_OFFSET, errno, flag, kind,
+    LEGACY_FRAME_MAX, PAYLOAD_OFFSET, errno, flag,
 };
 use support_node::bus::{Bus, REMOTE, SERVICE, STRANGER};
 use support_node::frames::{Said, ask, control, data, exception, head_of, payload_of, push};
@@ -187,31 +187,6 @@ fn a_long_name_does_not_make_a_long_answer() {
 
 // --- rights ---
 
-/// What becomes of a command with everything in it that some command needs: `None` if it is carried out,
-/// here or by the node, else the error number.
-fn refused(bus: &mut Bus, link: nlbus::broker::LinkId, command: Command) -> Option<i32> {
-    let host = match command {
-        Command::Connect | Command::Serve | Command::Shutdown => "tcp://127.0.0.1:1",
-        _ => "name",
-    };
-    let frame = control(0, 9, command, |control| {
-        let control = control.string(ControlAttribute::Host, host)?;
-        let control = control.string(ControlAttribute::Text, "info")?;
-        let control = control.string(ControlAttribute::Secret, "open sesame")?;
-        let control = control.u32(ControlAttribute::Addr, 0x10003)?;
-        let control = control.u32(ControlAttribute::Kind, kind::LINK)?;
-        let control = control.u32(ControlAttribute::Version, 1)?;
-        control.u32(ControlAttribute::FrameMax, 20_000)
-    });
-    let got = bus.send(link, &frame);
-    let orders = bus.actions.list.iter().filter(|action| matches!(action, Action::Order { .. }));
-    match (got.as_slice(), orders.count()) {
-        ([answer], 0) => Said::of(&answer.frame).errno,
-        ([], 1) => None,
-        other => panic!("{command:?}: {other:?}"),
-    }
-}
-
 #[test]
 fn each_command_needs_its_right() {
     let none = rights(false, false, false);
@@ -231,7 +206,7 @@ fn each_command_needs_its_right() {
             let mut bus = Bus::default();
             bus.broker.set_secret(Some(b"open sesame"));
             let link = bus.up(kind.clone());
-            let errno = refused(&mut bus, link, *command);
+            let errno = bus.refused(link, *command);
             assert_eq!(errno == Some(errno::EPERM), !enough, "{command:?} with {kind:?}");
             assert_eq!(bus.counters().forbidden, u64::from(!enough));
             if enough {

@@ -20,31 +20,6 @@ fn unsubscribe(bus: &mut Bus, link: nlbus::broker::LinkId, cid: u32) -> Said {
     bus.control(link, Command::Unsubscribe, |control| control.u32(ControlAttribute::Cid, cid))
 }
 
-/// What becomes of a command with everything in it that some command needs: `None` if it is carried out,
-/// here or by the node, else the error number.
-fn refused(bus: &mut Bus, link: nlbus::broker::LinkId, command: Command) -> Option<i32> {
-    let host = match command {
-        Command::Connect | Command::Serve | Command::Shutdown => "tcp://127.0.0.1:1",
-        _ => "name",
-    };
-    let frame = control(0, 9, command, |control| {
-        let control = control.string(ControlAttribute::Host, host)?;
-        let control = control.string(ControlAttribute::Text, "info")?;
-        let control = control.string(ControlAttribute::Secret, "open sesame")?;
-        let control = control.u32(ControlAttribute::Addr, 0x10003)?;
-        let control = control.u32(ControlAttribute::Kind, kind::LINK)?;
-        let control = control.u32(ControlAttribute::Version, 1)?;
-        control.u32(ControlAttribute::FrameMax, 20_000)
-    });
-    let got = bus.send(link, &frame);
-    let orders = bus.actions.list.iter().filter(|action| matches!(action, Action::Order { .. }));
-    match (got.as_slice(), orders.count()) {
-        ([answer], 0) => Said::of(&answer.frame).errno,
-        ([], 1) => None,
-        other => panic!("{command:?}: {other:?}"),
-    }
-}
-
 // --- REGISTER ---
 
 fn register(bus: &mut Bus, link: nlbus::broker::LinkId, secret: &[u8]) -> Option<i32> {
@@ -61,20 +36,16 @@ fn the_secret_gives_the_right_to_control_and_unregister_takes_back_that_alone() 
         assert_eq!(register(&mut bus, link, wrong), Some(errno::EPERM));
     }
     assert_eq!(bus.counters().forbidden, 4);
-    assert_eq!(refused(&mut bus, link, Command::Stats), Some(errno::EPERM));
+    assert_eq!(bus.refused(link, Command::Stats), Some(errno::EPERM));
     assert_eq!(register(&mut bus, link, b"open sesame"), None);
-    assert_eq!(refused(&mut bus, link, Command::Stats), None);
-    assert_eq!(refused(&mut bus, other, Command::Stats), Some(errno::EPERM), "each link its own");
-    assert_eq!(refused(&mut bus, link, Command::Provide), Some(errno::EPERM), "and no other right");
-    assert_eq!(refused(&mut bus, link, Command::Unregister), None);
-    assert_eq!(refused(&mut bus, link, Command::Stats), Some(errno::EPERM));
+    assert_eq!(bus.refused(link, Command::Stats), None);
+    assert_eq!(bus.refused(other, Command::Stats), Some(errno::EPERM), "each link its own");
+    assert_eq!(bus.refused(link, Command::Provide), Some(errno::EPERM), "and no other right");
+    assert_eq!(bus.refused(link, Command::Unregister), None);
+    assert_eq!(bus.refused(link, Command::Stats), Some(errno::EPERM));
     let owner = bus.up(SERVICE);
-    assert_eq!(refused(&mut bus, owner, Command::Unregister), None);
-    assert_eq!(
-        refused(&mut bus, owner, Command::Stats),
-        None,
-        "it has the right without the secret"
-    );
+    assert_eq!(bus.refused(owner, Command::Unregister), None);
+    assert_eq!(bus.refused(owner, Command::Stats), None, "it has the right without the secret");
 }
 
 #[test]

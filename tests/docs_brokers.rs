@@ -16,7 +16,7 @@ use authority::Authority;
 use nlbus::endpoint::{ConnectOptions, Endpoint, RequestError};
 use nlbus::transport::{TlsClient, TlsFiles};
 use nlbus::wire::{MessageBuilder, errno, nlm};
-use rustix::process::geteuid;
+use rustix::process::{getegid, geteuid};
 use support_cli::{Ended, Serve, nlbus, program, run, text};
 use support_node::chain::eventually;
 
@@ -203,6 +203,10 @@ fn the_configuration_files_of_the_reference_can_be_used() {
         .replace("/var/lib/nlbus", text(&state))
         .replace("tls://0.0.0.0:9824", "tls://localhost:0")
         .replace("unix:///run/nlbus.sock", &socket)
+        .replace("/run/nlbus.pid", text(&authority.path("pid")))
+        .replace("127.0.0.1:9825", "127.0.0.1:0")
+        .replace("\"nlbus\"", &format!("\"{}\"", geteuid().as_raw()))
+        .replace("\"bus\"", &format!("\"{}\"", getegid().as_raw()))
         .replace("netns = \"blue\"", "netns = \"/proc/self/ns/net\"")
         .replace("tls://hub.example", "tls://127.0.0.1:1");
     let serve = authority.write("serve.toml", serve);

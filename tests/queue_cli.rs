@@ -154,6 +154,16 @@ fn a_state_directory_that_cannot_be_used_is_told_of() {
 }
 
 #[test]
+#[cfg(not(feature = "jetstream"))]
+fn a_cluster_is_refused_by_a_command_that_was_built_without_it() {
+    for state in ["nats://me:s3cret@127.0.0.1", "nats+tls://127.0.0.1"] {
+        let ended = run(nlbus(&["serve", "--queues", "--state", state, "tcp://127.0.0.1:0"]));
+        ended.failed(2, &["--features jetstream"]);
+        assert!(!ended.err.contains("s3cret"), "{ended:?}");
+    }
+}
+
+#[test]
 fn a_configuration_file_says_it_too() {
     let bus = Bus::new();
     let directory = bus.directory.path();

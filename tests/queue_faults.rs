@@ -402,6 +402,19 @@ fn two_queues_that_are_each_others_dead_letters_do_not_make_a_message_longer_eac
     assert_eq!(queues.machine.bytes(), 0);
 }
 
+#[test]
+fn a_queue_in_memory_gives_out_no_id_that_one_of_its_name_gave_out_however_long_they_live() {
+    let mut queues = Queues::new(false);
+    for expected in 1..5 {
+        let queue = Some("q".to_owned());
+        let kind = if expected % 2 == 0 { Kind::Persistent } else { Kind::Transient };
+        queues.ask(1, Command::Create(Create { queue, kind, options: None, exclusive: true }));
+        let answer = queues.ask(1, Command::Send(send("q", b"x")));
+        assert_eq!(answer, Some(Answer::Sent { id: Some(expected), again: false }));
+        queues.ask(1, Command::Destroy { queue: "q".to_owned(), if_empty: false });
+    }
+}
+
 /// What a store has after these changes.
 fn loaded(ops: Vec<Op>) -> Loaded {
     let mut loaded = Loaded { epoch: 2, id_floor: 1, ..Loaded::default() };

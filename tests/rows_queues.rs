@@ -235,6 +235,24 @@ fn m22_metrics_tell_depth_age_rates_and_how_long_it_took() {
     assert!(ask("nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(8_192));
     assert!(ask(&long[..8_192]).starts_with("HTTP/1.1 431 "));
+    let longest = format!("{}\r\n\r\n", &long[..8_188]);
+    assert!(ask(&longest).starts_with("HTTP/1.1 200 "));
+    // as many as may be there at once, who say nothing: the next one has its turn when one of them goes
+    let mut silent: Vec<_> =
+        (0..8).map(|_| std::net::TcpStream::connect(&place).unwrap()).collect();
+    let next = std::thread::spawn({
+        let place = place.clone();
+        move || {
+            let mut stream = std::net::TcpStream::connect(place).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        }
+    });
+    silent.pop();
+    assert!(next.join().unwrap().starts_with("HTTP/1.1 200 "));
+    drop(silent);
     // half a request does not keep the broker from ending
     let mut half = std::net::TcpStream::connect(&place).unwrap();
     half.write_all(b"GET /me").unwrap();

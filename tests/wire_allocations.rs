@@ -1,55 +1,20 @@
 //! Reading allocates nothing, whatever is read.
 
-#![allow(unsafe_code)] // a global allocator cannot be written without
+mod support_allocations;
 
 use nlbus::wire::{
     Attributes, Command, Control, ControlAttribute, ControlBuilder, Envelope, EnvelopeHead,
     ErrorMessage, FRAME_MAX, Frames, Header, Key, Message, MessageBuilder, Messages, nlm,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::hint::black_box;
 
-/// Counts the allocations of each thread, so that tests do not see each other's.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that is being torn down has no counter any more, and no test.
-    let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
-// SAFETY: every method hands its arguments to the system's allocator as they are.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`; `block` came from `System`.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`; `block` came from `System`.
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use support_allocations::OWN;
 
 /// How many allocations `work` makes.
 fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATIONS.get();
+    let before = OWN.get();
     work();
-    ALLOCATIONS.get() - before
+    OWN.get() - before
 }
 
 fn vectors() -> Vec<Vec<u8>> {

@@ -6,7 +6,7 @@ use nlbus::broker::{
     Access, Action, Actions, Broker, Counters, Delivery, Handled, Limits, LinkId, LinkKind, Rights,
     Source,
 };
-use nlbus::wire::{Command, ControlAttribute, ControlBuilder, EnvelopeHead, TooBig};
+use nlbus::wire::{Command, ControlAttribute, ControlBuilder, EnvelopeHead, TooBig, kind};
 
 use super::frames::{Said, control, head_of, payload_of, split};
 
@@ -149,5 +149,31 @@ impl Bus {
         self.control(link, Command::Hello, |control| {
             control.u32(ControlAttribute::Version, 1)?.u32(ControlAttribute::FrameMax, frame_max)
         })
+    }
+
+    /// What becomes of a command with everything in it that some command needs: `None` if it is carried out,
+    /// here or by the node, else the error number.
+    pub(crate) fn refused(&mut self, link: LinkId, command: Command) -> Option<i32> {
+        let host = match command {
+            Command::Connect | Command::Serve | Command::Shutdown => "tcp://127.0.0.1:1",
+            _ => "name",
+        };
+        let frame = control(0, 9, command, |control| {
+            let control = control.string(ControlAttribute::Host, host)?;
+            let control = control.string(ControlAttribute::Text, "info")?;
+            let control = control.string(ControlAttribute::Secret, "open sesame")?;
+            let control = control.u32(ControlAttribute::Addr, 0x10003)?;
+            let control = control.u32(ControlAttribute::Kind, kind::LINK)?;
+            let control = control.u32(ControlAttribute::Version, 1)?;
+            control.u32(ControlAttribute::FrameMax, 20_000)
+        });
+        let got = self.send(link, &frame);
+        let orders =
+            self.actions.list.iter().filter(|action| matches!(action, Action::Order { .. }));
+        match (got.as_slice(), orders.count()) {
+            ([answer], 0) => Said::of(&answer.frame).errno,
+            ([], 1) => None,
+            other => panic!("{command:?}: {other:?}"),
+        }
     }
 }

@@ -100,10 +100,27 @@ impl Exit {
             }
         } else if let Some(error) = cause.downcast_ref::<KernelError>() {
             matches!(error, KernelError::NoNamespace { .. }).then_some(Self::NotFound)
+        } else if let Some(exit) = Self::of_cluster(cause) {
+            Some(exit)
         } else {
             let error = cause.downcast_ref::<io::Error>()?;
             Self::of_io(error.kind())
         }
+    }
+
+    #[cfg(feature = "jetstream")]
+    fn of_cluster(cause: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        use nlbus::service::queue::JetStreamError;
+
+        cause.downcast_ref::<JetStreamError>().map(|error| match error {
+            JetStreamError::Unreachable { .. } => Self::Lost,
+            _ => Self::Refused,
+        })
+    }
+
+    #[cfg(not(feature = "jetstream"))]
+    fn of_cluster(_: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        None
     }
 
     fn of_request(error: &RequestError) -> Option<Self> {

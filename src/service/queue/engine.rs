@@ -8,8 +8,8 @@ pub(super) trait Engine: Send + 'static {
     /// How something that it began has ended.
     type Completion: Send;
 
-    /// Whether there is a queue of this name, as far as it is known here.
-    fn has(&self, queue: &str) -> bool;
+    /// Whether there is a queue of this name, if that is known here.
+    fn has(&self, queue: &str) -> Option<bool>;
 
     /// The session whose transient queue this is.
     fn owner_of(&self, queue: &str) -> Option<u32>;
@@ -60,8 +60,8 @@ impl Local {
 impl Engine for Local {
     type Completion = Result<(), StoreError>;
 
-    fn has(&self, queue: &str) -> bool {
-        self.machine.has(queue)
+    fn has(&self, queue: &str) -> Option<bool> {
+        Some(self.machine.has(queue))
     }
 
     fn owner_of(&self, queue: &str) -> Option<u32> {

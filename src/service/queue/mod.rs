@@ -30,6 +30,8 @@
 mod client;
 mod engine;
 mod hash;
+#[cfg(feature = "jetstream")]
+mod jetstream;
 pub mod machine;
 mod options;
 pub mod protocol;
@@ -41,5 +43,7 @@ pub use client::{
     CallError, Client, ClientOptions, Consumer, Message, OutMessage, QueueError, ReceiveOptions,
     Sent, Server, SubscribeOptions,
 };
+#[cfg(feature = "jetstream")]
+pub use jetstream::{ClusterUrl, ClusterUrlError, JetStream, JetStreamError, serve_jetstream};
 pub use options::{Kind, Mode, Policy, QueueOptions};
 pub use service::{ServeOptions, Served, serve};

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{Context, Poll};
 
 use super::engine::Engine;
-use super::machine::{Command, Refusal};
+use super::machine::{Command, Refusal, Send};
 use super::options::Kind;
 use super::protocol::Asked;
 use crate::endpoint::{Incoming, Provider};
@@ -68,22 +68,24 @@ pub(super) fn limit(
     asker: u32,
     right: Right,
 ) -> Result<Asked, Refusal> {
-    let Asked::Command(command) = &asked else {
-        return match right {
-            Right::Manage => Ok(asked),
-            Right::Use => refuse("end the broker"),
-        };
-    };
     if right == Right::Manage {
         return Ok(asked);
     }
+    let Asked::Command(command) = &asked else { return refuse("end the broker") };
     let owns = |queue: &str| engine.owner_of(queue) == Some(asker);
     match command {
         Command::Create(create) if create.kind == Kind::Persistent => {
-            let there = create.queue.as_deref().is_some_and(|queue| engine.has(queue));
-            if there { Ok(asked) } else { refuse("make queues") }
+            let there = create.queue.as_deref().and_then(|queue| engine.has(queue));
+            if there == Some(true) { Ok(asked) } else { refuse("make queues") }
         }
-        Command::Send(send) if send.create && !engine.has(&send.queue) => refuse("make queues"),
+        Command::Send(send) if send.create => match engine.has(&send.queue) {
+            Some(true) => Ok(asked),
+            Some(false) => refuse("make queues"),
+            None => {
+                let send = Send { create: false, ..send.clone() };
+                Ok(Asked::Command(Command::Send(send)))
+            }
+        },
         Command::Destroy { queue, .. } if !owns(queue) => refuse("destroy queues"),
         Command::Purge { queue } if !owns(queue) => refuse("purge queues"),
         Command::Ack { queue, force: true, .. } if !owns(queue) => {

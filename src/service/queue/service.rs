@@ -438,7 +438,7 @@ impl<E: Engine> Service<E> {
         }
         let session = self.sessions.entry(asker).or_insert_with(|| Session::start(&self.waiting));
         let outgoing = Outgoing { responder, request, bytes: body.into_bytes(), held };
-        if let Err(outgoing) = session.offer(outgoing) {
+        if let Some(outgoing) = session.offer(outgoing) {
             warn!(asker = format_args!("{asker:#010x}"), "it does not read its answers");
             self.cut(asker, outgoing, over);
         }

@@ -106,26 +106,26 @@ impl Session {
 
     /// Sends a body without waiting; gives it back if there is no room. What a link takes at once goes out
     /// from here, without a switch to another task.
-    pub(super) fn offer(&self, outgoing: Outgoing) -> Result<(), Outgoing> {
+    pub(super) fn offer(&self, outgoing: Outgoing) -> Option<Outgoing> {
         let length = outgoing.bytes.len();
         let waiting = self.waits.bytes.load(Ordering::Relaxed);
         if waiting > WAITING_BYTES_MAX || waiting > FAIR_BYTES && self.all.is_full() {
-            return Err(outgoing);
+            return Some(outgoing);
         }
-        let Ok(place) = self.outgoing.try_reserve() else { return Err(outgoing) };
+        let Ok(place) = self.outgoing.try_reserve() else { return Some(outgoing) };
         let mut send: Sending = Box::pin(outgoing.send());
         // nothing is overtaken: who sends is the only one, and the task is done with all it had
         if self.waits.frames.load(Ordering::Acquire) == 0
             && let Poll::Ready(result) = send.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         {
             sent(result);
-            return Ok(());
+            return None;
         }
         self.waits.frames.fetch_add(1, Ordering::Relaxed);
         self.waits.bytes.fetch_add(length, Ordering::Relaxed);
         self.all.0.fetch_add(length, Ordering::Relaxed);
         place.send(Queued { length, send });
-        Ok(())
+        None
     }
 
     /// Has these follow when all else has gone out, and nothing after them.

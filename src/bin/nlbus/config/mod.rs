@@ -114,7 +114,10 @@ impl ServeConfig {
         if let Some(path) = &mut file.secret_file {
             *path = directory.join(&*path);
         }
-        file.state = file.state.map(|state| directory.join(state));
+        file.state = file.state.map(|state| match crate::serve::cluster_url(&state) {
+            Some(_) => state,
+            None => directory.join(state),
+        });
         file.pidfile = file.pidfile.map(|pidfile| directory.join(pidfile));
         // a name of `ip netns` has no slash in it
         if let Some(netns) = file.netns.as_mut().filter(|netns| netns.contains('/')) {

@@ -8,6 +8,7 @@ mod settings;
 mod uplinks;
 
 pub(crate) use process::SocketMode;
+pub(crate) use queues::cluster_url;
 pub(crate) use settings::Subsystem;
 
 use std::collections::HashSet;
@@ -98,6 +99,7 @@ Example:
   nlbus serve tcp://127.0.0.1 --uplink hub=tls://hub.example --export route --name edge1 \\
     --cert edge1.crt --key edge1.key --ca ca.crt
   nlbus serve --queues --state /var/lib/nlbus unix:///run/nlbus.sock
+  nlbus serve --queues --state nats://127.0.0.1:4222 unix:///run/nlbus.sock
   nlbus serve --config /etc/nlbus/serve.toml";
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Exit> {

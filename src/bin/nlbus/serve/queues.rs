@@ -1,6 +1,6 @@
 //! Queues beside the kernel.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,9 +21,9 @@ pub(crate) struct QueuesArgs {
     /// Serve named queues, as the subsystem `queue`: see `nlbus queue`.
     #[arg(long)]
     queues: bool,
-    /// Keep persistent queues in this directory, which has to be there; without it they end with the
-    /// broker.
-    #[arg(long, value_name = "DIR")]
+    /// Keep persistent queues in this directory, which has to be there, or in the NATS JetStream cluster at
+    /// nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT][?replicas=N]; without it they end with the broker.
+    #[arg(long, value_name = "DIR|URL")]
     state: Option<PathBuf>,
     /// The size that the state may have on disk, in bytes [default: as much as there is].
     #[arg(long, value_name = "BYTES")]
@@ -70,6 +70,22 @@ impl Queues {
         if !args.queues {
             return Ok(Self(None));
         }
+        let mut machine = MachineOptions::default();
+        machine.duplicate_every = args.chaos_duplicate.unwrap_or(0);
+        let options = ServeOptions::default()
+            .allow_shutdown(args.allow_shutdown)
+            .managed(args.queues_managed)
+            .machine(machine);
+        if let Some(url) = args.state.as_deref().and_then(cluster_url) {
+            let refuse = |text: &str| Err(UsageError(text.to_owned()).into());
+            if args.state_max.is_some() {
+                return refuse("--state-max is for a directory: a cluster has limits of its own");
+            }
+            if args.chaos_duplicate.is_some() {
+                return refuse("--chaos-duplicate is for queues that no cluster keeps");
+            }
+            return Ok(Self(Some(start_cluster(&Endpoint::attach(node)?, url, options).await?)));
+        }
         let (store, loaded) = match &args.state {
             None => (Store::memory(), Loaded::default()),
             Some(path) => {
@@ -85,23 +101,17 @@ impl Queues {
                 (store, loaded)
             }
         };
-        let endpoint = Endpoint::attach(node)?;
-        let mut machine = MachineOptions::default();
-        machine.duplicate_every = args.chaos_duplicate.unwrap_or(0);
         if machine.duplicate_every > 0 {
             tracing::warn!(one_of = machine.duplicate_every, "messages are delivered twice");
         }
-        let options = ServeOptions::default()
-            .allow_shutdown(args.allow_shutdown)
-            .managed(args.queues_managed)
-            .machine(machine);
+        let endpoint = Endpoint::attach(node)?;
         Ok(Self(Some(serve(&endpoint, store, loaded, options).await?)))
     }
 
     /// Whether there could be queues with these arguments.
     pub(super) fn check(args: &QueuesArgs) -> anyhow::Result<()> {
         match &args.state {
-            Some(path) if args.queues => {
+            Some(path) if args.queues && cluster_url(path).is_none() => {
                 let found = std::fs::metadata(path)
                     .with_context(|| format!("the state directory {}", path.display()))?;
                 anyhow::ensure!(found.is_dir(), "{} is not a directory", path.display());
@@ -132,4 +142,29 @@ impl Queues {
             tracing::warn!("not everything was stored in time");
         }
     }
+}
+
+/// The URL of a cluster, if that is what is written where a directory may stand.
+pub(crate) fn cluster_url(state: &Path) -> Option<&str> {
+    let text = state.to_str()?;
+    (text.starts_with("nats://") || text.starts_with("nats+tls://")).then_some(text)
+}
+
+#[cfg(feature = "jetstream")]
+async fn start_cluster(
+    endpoint: &Endpoint,
+    url: &str,
+    options: ServeOptions,
+) -> anyhow::Result<Served> {
+    use nlbus::service::queue::{ClusterUrl, JetStream, serve_jetstream};
+
+    let url: ClusterUrl = url.parse().map_err(|error| UsageError(format!("--state: {error}")))?;
+    let cluster = JetStream::connect(&url).await?;
+    Ok(serve_jetstream(endpoint, cluster, options).await?)
+}
+
+#[cfg(not(feature = "jetstream"))]
+async fn start_cluster(_: &Endpoint, _: &str, _: ServeOptions) -> anyhow::Result<Served> {
+    let text = "this nlbus was built without NATS: cargo build --release --features jetstream";
+    Err(UsageError(text.to_owned()).into())
 }

@@ -254,11 +254,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(errno: i32, text: impl Into<String>) -> Self {
+    pub(in crate::service::queue) fn new(errno: i32, text: impl Into<String>) -> Self {
         Self { errno, text: text.into() }
     }
 
-    pub(super) fn missing(queue: &str) -> Self {
+    pub(in crate::service::queue) fn missing(queue: &str) -> Self {
         Self::new(errno::ENOENT, format!("there is no queue {queue:?}"))
     }
 }

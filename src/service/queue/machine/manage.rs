@@ -177,8 +177,12 @@ impl Machine {
         if let Some(scheduled) = queue.scheduled {
             self.shared.wake.remove(&(scheduled, number));
         }
-        let floor = &mut self.id_floors[usize::from(queue.kind == Kind::Transient)];
-        *floor = (*floor).max(queue.next_id);
+        // with a store they are far apart
+        for (at, floor) in self.id_floors.iter_mut().enumerate() {
+            if !self.durable || at == usize::from(queue.kind == Kind::Transient) {
+                *floor = (*floor).max(queue.next_id);
+            }
+        }
         if queue.durable {
             let keys = queue.entries.values().map(|entry| entry.key).collect();
             let op = Op::Destroy { queue: number, id_floor: queue.next_id, keys };

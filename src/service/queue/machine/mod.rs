@@ -37,6 +37,8 @@ pub use command::{
     Receive, Refusal, Send, Service, Subscribe, What,
 };
 pub use senders::{RECENT_MAX, SENDERS_MAX};
+#[cfg(feature = "jetstream")]
+pub(super) use trace::Trace;
 pub use trace::{TRACE_ANSWER_MAX, TRACE_RECORD_BYTES_MAX};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,18 +16,18 @@ pub const TRACE_ANSWER_MAX: usize = 1_024;
 
 /// The last events.
 #[derive(Debug)]
-pub(super) struct Trace {
+pub(in crate::service::queue) struct Trace {
     events: VecDeque<Event>,
     events_max: usize,
     next: u64,
 }
 
 impl Trace {
-    pub(super) fn new(events_max: usize) -> Self {
+    pub(in crate::service::queue) fn new(events_max: usize) -> Self {
         Self { events: VecDeque::new(), events_max, next: 1 }
     }
 
-    pub(super) fn push(
+    pub(in crate::service::queue) fn push(
         &mut self,
         time: Time,
         what: What,
@@ -54,13 +54,13 @@ impl Trace {
     }
 
     /// The number of the next event.
-    pub(super) fn next(&self) -> u64 {
+    pub(in crate::service::queue) fn next(&self) -> u64 {
         self.next
     }
 
     /// Events from number `from` on of queues whose names begin with `prefix`, and the number to go on
     /// from.
-    pub(super) fn read(&self, from: u64, prefix: &str) -> (u64, Vec<Event>) {
+    pub(in crate::service::queue) fn read(&self, from: u64, prefix: &str) -> (u64, Vec<Event>) {
         let first = self.events.front().map_or(self.next, |event| event.number);
         let skip = from.saturating_sub(first) as usize;
         let events = self.events.iter().skip(skip);
