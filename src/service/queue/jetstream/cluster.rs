@@ -21,8 +21,8 @@ use super::names::{About, STREAM_PREFIX, consumer_of, stream_of, subject_of};
 use crate::store::Time;
 use crate::wire::errno;
 
-/// How long one call to the cluster may take.
-pub(super) const CALL_MAX: Duration = Duration::from_secs(5);
+/// How long one call to the cluster may take: less than clients wait, so that they are told why.
+pub(super) const CALL_MAX: Duration = Duration::from_secs(4);
 
 /// How long the cluster knows the number of a message that was sent, at most.
 pub(super) const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
