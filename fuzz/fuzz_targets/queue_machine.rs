@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use libfuzzer_sys::fuzz_target;
 use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
 use nlbus::service::queue::machine::{
     Answer, Command, Create, Effect, Machine, MachineOptions, Receive, Send, Subscribe,
 };
@@ -32,6 +32,13 @@ impl Input<'_> {
         QUEUES[usize::from(self.below(QUEUES.len() as u8))].to_owned()
     }
 
+    /// A number is sent to one queue.
+    fn send_id(&mut self) -> (String, SendId) {
+        let sequence = u64::from(self.below(64));
+        let queue = QUEUES[sequence as usize % QUEUES.len()].to_owned();
+        (queue, SendId { sender: 1, sequence })
+    }
+
     fn ids(&mut self) -> Vec<u64> {
         (0..=self.below(3)).map(|_| u64::from(self.byte())).collect()
     }
@@ -41,7 +48,10 @@ impl Input<'_> {
             0 => {
                 let options = QueueOptions::default()
                     .mode(if self.byte() & 1 == 0 { Mode::Share } else { Mode::Fanout })
-                    .policy([Policy::Reject, Policy::DropOldest, Policy::Block][usize::from(self.below(3))])
+                    .policy(
+                        [Policy::Reject, Policy::DropOldest, Policy::Block]
+                            [usize::from(self.below(3))],
+                    )
                     .messages_max(self.below(8).into())
                     .bytes_max(u64::from(self.byte()) * 4)
                     .ttl_ms_max(self.below(4).into())
@@ -63,7 +73,9 @@ impl Input<'_> {
                 lease_ms: (self.byte() & 1 == 0).then(|| 1 + u64::from(self.below(9))),
                 auto_ack: self.byte() & 3 == 0,
             }),
-            3 | 4 => Command::Ack { queue: self.queue(), ids: self.ids(), force: self.byte() & 7 == 0 },
+            3 | 4 => {
+                Command::Ack { queue: self.queue(), ids: self.ids(), force: self.byte() & 7 == 0 }
+            }
             5 => Command::Nack { queue: self.queue(), ids: self.ids() },
             6 => {
                 let lease_ms = 1 + u64::from(self.below(9));
@@ -78,8 +90,8 @@ impl Input<'_> {
             8 => Command::Unsubscribe { consumer: self.byte().into() },
             9 => Command::Purge { queue: self.queue() },
             10 => {
-                let send_id = SendId { sender: 1, sequence: self.below(16).into() };
-                Command::Withdraw { queue: self.queue(), send_id }
+                let (queue, send_id) = self.send_id();
+                Command::Withdraw { queue, send_id }
             }
             11 => {
                 let (from, timeout_ms) = (self.byte().into(), self.below(20).into());
@@ -91,11 +103,11 @@ impl Input<'_> {
                 payload_max: self.byte().into(),
             },
             _ => {
-                let sequence = self.below(16).into();
+                let (queue, send_id) = self.send_id();
                 Command::Send(Send {
-                    queue: self.queue(),
+                    queue,
                     create: self.byte() & 1 == 0,
-                    send_id: (self.byte() & 1 == 0).then_some(SendId { sender: 1, sequence }),
+                    send_id: (self.byte() & 1 == 0).then_some(send_id),
                     ttl_ms: (self.byte() & 3 == 0).then(|| self.below(9).into()),
                     reply_to: None,
                     record: Bytes::from(vec![0; usize::from(self.below(64)) * 4]),
@@ -113,8 +125,8 @@ struct World {
     token: u64,
     under_way: usize,
     answered: BTreeSet<u64>,
-    /// The last id that was answered, by queue.
-    last: BTreeMap<String, u64>,
+    /// Names of queues and ids that were answered.
+    given_out: BTreeSet<(String, u64)>,
     sends: BTreeMap<u64, String>,
 }
 
@@ -136,9 +148,8 @@ impl World {
                 Effect::Answer { token, answer } => {
                     assert!(self.answered.insert(token), "{token} is answered twice");
                     if let Answer::Sent { id: Some(id), again: false } = answer {
-                        let last = self.last.entry(self.sends[&token].clone()).or_default();
-                        assert!(id > *last, "{id} does not come after {last}");
-                        *last = id;
+                        let place = (self.sends[&token].clone(), id);
+                        assert!(self.given_out.insert(place), "{id} is given out twice");
                     }
                 }
                 Effect::End { token, .. } => {
@@ -212,13 +223,18 @@ fuzz_target!(|data: &[u8]| {
     options.queues_max = 5;
     let now = Time(1_000_000);
     let mut world = World {
-        machine: Machine::new(options, durable, Loaded { epoch: durable.into(), ..Loaded::default() }, now),
+        machine: Machine::new(
+            options,
+            durable,
+            Loaded { epoch: durable.into(), ..Loaded::default() },
+            now,
+        ),
         durable,
         now,
         token: 0,
         under_way: 0,
         answered: BTreeSet::new(),
-        last: BTreeMap::new(),
+        given_out: BTreeSet::new(),
         sends: BTreeMap::new(),
     };
     while !input.0.is_empty() {

@@ -2,8 +2,8 @@
 //! the same when it is written and read again.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
 use nlbus::service::queue::machine::Command;
 use nlbus::service::queue::protocol::{
     Asked, Body, Record, emit_command, options_from_bytes, options_to_bytes, parse_request,
