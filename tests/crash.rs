@@ -1,5 +1,6 @@
 //! A broker that is killed at any moment: nothing that was answered is lost, nothing that was acknowledged
-//! comes back, no id is given out twice.
+//! comes back, no id is given out twice, and nothing is delivered twice but what somebody held when the broker was
+//! killed, or gave back.
 //!
 //! `NLBUS_CRASH_ROUNDS` and `NLBUS_CRASH_SEED` say how often it is killed and when: `tools/crash.sh`.
 
@@ -36,6 +37,8 @@ struct Book {
     payloads: BTreeMap<u64, String>,
     answered: BTreeSet<String>,
     delivered: BTreeMap<String, u32>,
+    /// Over which connection of the consumers it was delivered last, unless it was given back.
+    held: BTreeMap<String, u64>,
     acked: BTreeSet<String>,
     wrong: Vec<String>,
 }
@@ -57,6 +60,13 @@ impl Book {
             self.place(&payload, id);
         }
         self.answered.insert(payload);
+    }
+
+    /// To one of the consumers, who all have one connection. A lease lasts longer than that does.
+    fn leased(&mut self, payload: &str, connection: u64) {
+        if self.held.insert(payload.to_owned(), connection) == Some(connection) {
+            self.wrong.push(format!("{payload} is delivered again while it is held"));
+        }
     }
 
     /// Whether it was acknowledged before.
@@ -97,9 +107,14 @@ async fn consume(client: Client, number: u32, book: Shared) {
     let mut turn = number;
     while let Some(Ok(message)) = consumer.next().await {
         let payload = String::from_utf8(message.payload().to_vec()).unwrap();
-        let again = book.lock().unwrap().delivered(&payload, message.id);
+        let again = {
+            let mut book = book.lock().unwrap();
+            book.leased(&payload, message.connection());
+            book.delivered(&payload, message.id)
+        };
         turn = turn.wrapping_add(1);
         if turn.is_multiple_of(13) {
+            book.lock().unwrap().held.remove(&payload);
             let _ = client.nack(&message).await;
             continue;
         }
@@ -148,9 +163,11 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
     }
     drop(count);
     let mut consumers = JoinSet::new();
+    let client = connect(&url).await;
     for number in 0..CONSUMERS {
-        consumers.spawn(consume(connect(&url).await, number, Arc::clone(&book)));
+        consumers.spawn(consume(client.clone(), number, Arc::clone(&book)));
     }
+    drop(client);
     for round in 0..rounds {
         seed ^= seed << 13;
         seed ^= seed >> 7;

@@ -65,6 +65,9 @@ async fn a_transient_queue_is_its_owners_alone_and_gone_with_it() {
     refused(other.create_transient(Some(&name), None).await, errno::EEXIST);
     other.send(&name, "an answer").await.unwrap();
     refused(other.receive(&[&name], now()).await, errno::EPERM);
+    refused(other.destroy(&name, false).await, errno::EPERM);
+    refused(other.purge(&name).await, errno::EPERM);
+    refused(other.ack_ids(&name, &[1], true).await, errno::EPERM);
     assert_eq!(owner.receive(&[&name], now()).await.unwrap().len(), 1);
     drop(owner);
     while in_time(other.list(&name, false)).await.unwrap().len() == 1 {
@@ -92,6 +95,13 @@ async fn messages_come_in_order_with_all_that_was_sent_whatever_the_bytes() {
     let sent = client.send_all("many", many.map(OutMessage::create)).await.unwrap();
     let ids: Vec<_> = sent.iter().map(|sent| sent.id.unwrap()).collect();
     assert_eq!(ids, (1..=700).collect::<Vec<u64>>());
+    for too_long in [
+        OutMessage::from("x").header("name", vec![0; 65_531 - 4]),
+        OutMessage::from("x").correlation(vec![0; 65_532]),
+    ] {
+        refused(client.send("q", too_long.clone()).await, errno::EMSGSIZE);
+        refused(client.send_all("q", [too_long]).await, errno::EMSGSIZE);
+    }
     let long: Bytes = (0..3_000_000_u32).map(|n| n as u8).collect();
     client.send("q", long.clone()).await.unwrap();
     let messages = client.receive(&["q"], now()).await.unwrap();

@@ -68,10 +68,22 @@ pub(super) fn limit(
     asker: u32,
     right: Right,
 ) -> Result<Asked, Refusal> {
+    let command = match &asked {
+        Asked::Command(command) => command,
+        _ if right == Right::Manage => return Ok(asked),
+        _ => return refuse("end the broker"),
+    };
+    if let Command::Destroy { queue, .. }
+    | Command::Purge { queue }
+    | Command::Ack { queue, force: true, .. } = command
+        && engine.owner_of(queue).is_some_and(|owner| owner != asker)
+    {
+        let text = format!("{queue:?} is for its owner");
+        return Err(Refusal { errno: errno::EPERM, text });
+    }
     if right == Right::Manage {
         return Ok(asked);
     }
-    let Asked::Command(command) = &asked else { return refuse("end the broker") };
     let owns = |queue: &str| engine.owner_of(queue) == Some(asker);
     match command {
         Command::Create(create) if create.kind == Kind::Persistent => {

@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::super::machine::{Delivery, Refusal, Send};
 use super::super::protocol::Record;
+use super::error::QueueError;
 use crate::store::{SendId, Time};
+use crate::wire::errno;
 
 /// A message to be sent.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +77,15 @@ impl OutMessage {
         self
     }
 
+    /// # Errors
+    /// `EMSGSIZE` if something of it cannot be said.
+    pub(super) fn check(&self) -> Result<(), QueueError> {
+        match self.record.too_long() {
+            None => Ok(()),
+            Some(text) => Err(QueueError::Refused { errno: errno::EMSGSIZE, text }),
+        }
+    }
+
     pub(super) fn into_send(self, queue: &str, send_id: SendId) -> Send {
         Send {
             queue: queue.to_owned(),
@@ -127,6 +138,12 @@ impl Message {
     pub(super) fn new(delivery: Delivery, generation: u64) -> Self {
         let Delivery { queue, id, attempt, arrived, record } = delivery;
         Self { queue, id, attempt, arrived, record: Record::read(&record), generation }
+    }
+
+    /// Which connection of its client it came over, counted from 1. What came over an earlier one is not held
+    /// any more.
+    pub fn connection(&self) -> u64 {
+        self.generation
     }
 
     /// Its payload.

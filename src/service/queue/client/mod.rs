@@ -231,7 +231,7 @@ impl Client {
         queue: &str,
         message: impl Into<OutMessage>,
     ) -> Result<Sent, QueueError> {
-        let (send, _) = self.to_send(queue, message.into());
+        let (send, _) = self.to_send(queue, message.into())?;
         self.send_command(send).await
     }
 
@@ -253,7 +253,7 @@ impl Client {
                 && length < batch::BATCH_BYTES
                 && let Some(message) = messages.next()
             {
-                let (send, _) = self.to_send(queue, message);
+                let (send, _) = self.to_send(queue, message)?;
                 length += send.record.len();
                 part.push(Command::Send(send));
             }
@@ -278,9 +278,10 @@ impl Client {
         SendId { sender: self.shared.sender, sequence }
     }
 
-    fn to_send(&self, queue: &str, message: OutMessage) -> (Send, SendId) {
+    fn to_send(&self, queue: &str, message: OutMessage) -> Result<(Send, SendId), QueueError> {
+        message.check()?;
         let send_id = message.send_id.unwrap_or_else(|| self.next_send_id());
-        (message.into_send(queue, send_id), send_id)
+        Ok((message.into_send(queue, send_id), send_id))
     }
 
     async fn send_command(&self, send: Send) -> Result<Sent, QueueError> {

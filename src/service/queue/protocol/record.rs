@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::options::{Mode, Policy, QueueOptions};
 use super::{Body, attr};
-use crate::wire::{Attribute, Attributes, Malformed, NLA_HEADER_LEN};
+use crate::wire::{Attribute, Attributes, Malformed, NLA_HEADER_LEN, PAYLOAD_MAX};
 
 /// A view of what a message says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,21 @@ impl Record {
         record
     }
 
-    /// Its attributes.
+    /// What of it is longer than an attribute can be, in words; the payload may be.
+    pub fn too_long(&self) -> Option<String> {
+        let over = |length: usize| length > PAYLOAD_MAX;
+        let header = self.headers.iter().find(|(name, value)| over(name.len() + 1 + value.len()));
+        let what = match self {
+            Self { correlation, .. } if over(correlation.len()) => "the correlation id".to_owned(),
+            Self { reply_to: Some(queue), .. } if over(queue.len()) => {
+                "the name for the answer".to_owned()
+            }
+            _ => format!("the header {:?}", header?.0.chars().take(64).collect::<String>()),
+        };
+        Some(format!("{what} is longer than {PAYLOAD_MAX} bytes"))
+    }
+
+    /// Its attributes; see [`too_long`](Self::too_long).
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut body = Body::default();
         if !self.correlation.is_empty() {
