@@ -18,7 +18,7 @@ use nlbus::service::queue::{
 };
 use nlbus::url::BusUrl;
 use support_cli::{Serve, text};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -87,9 +87,17 @@ async fn connect(url: &BusUrl) -> Client {
     timeout(HANG, Client::connect_with(url, client_options())).await.unwrap().unwrap()
 }
 
-async fn produce(client: Client, number: u32, book: Shared, count: watch::Sender<u64>) {
+/// Sends as long as somebody counts; not while `gate` is locked.
+async fn produce(
+    client: Client,
+    number: u32,
+    book: Shared,
+    count: watch::Sender<u64>,
+    gate: Arc<RwLock<()>>,
+) {
     for n in 0.. {
         let payload = format!("{number}-{n}");
+        let _open = gate.read().await;
         match client.send("q", OutMessage::from(payload.as_str())).await {
             Ok(sent) => book.lock().unwrap().answered(payload, sent.id),
             Err(error) => return book.lock().unwrap().wrong.push(format!("cannot send: {error}")),
@@ -130,6 +138,13 @@ async fn consume(client: Client, number: u32, book: Shared) {
     }
 }
 
+/// Waits until no message is in the queue.
+async fn emptied(client: &Client) {
+    while client.list("q", false).await.unwrap()[0].messages > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -155,14 +170,17 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
         QueueOptions::default().messages_max(2_000).policy(nlbus::service::queue::Policy::Block);
     connect(&url).await.create("q", Some(options)).await.unwrap();
     let (count, mut counted) = watch::channel(0_u64);
+    let gate = Arc::new(RwLock::new(()));
     let mut producers = JoinSet::new();
     for number in 0..PRODUCERS {
         // several to a connection, so that commits have company
         let client = connect(&url).await;
-        producers.spawn(produce(client, number, Arc::clone(&book), count.clone()));
+        let (book, gate) = (Arc::clone(&book), Arc::clone(&gate));
+        producers.spawn(produce(client, number, book, count.clone(), gate));
     }
     drop(count);
     let mut consumers = JoinSet::new();
+    let watching = connect(&url).await;
     let client = connect(&url).await;
     for number in 0..CONSUMERS {
         consumers.spawn(consume(client.clone(), number, Arc::clone(&book)));
@@ -176,6 +194,15 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
         let goal = *counted.borrow_and_update() + 1 + seed % 300;
         let reached = counted.wait_for(|count| *count >= goal);
         timeout(HANG, reached).await.unwrap_or_else(|_| panic!("round {round} hangs")).unwrap();
+        let _closed = match round % 4 {
+            // when the messages with the highest ids are done with, too
+            3 => {
+                let closed = timeout(HANG, gate.write()).await.unwrap();
+                timeout(HANG, emptied(&watching)).await.unwrap();
+                Some(closed)
+            }
+            _ => None,
+        };
         drop(serve);
         serve = start().await.unwrap();
         assert_eq!(book.lock().unwrap().wrong, Vec::<String>::new(), "in round {round}");

@@ -43,6 +43,8 @@ pub(super) struct Job {
     each: bool,
     /// It can be asked again without harm when it is not known whether it was carried out.
     repeatable: bool,
+    /// Only over this connection.
+    over: Option<u64>,
     /// Its answer has several messages, and an end.
     many: bool,
     said: Vec<Said>,
@@ -74,6 +76,7 @@ impl Job {
             count,
             each: matches!(task, Task::Sends(_)),
             repeatable: task.is_repeatable(),
+            over: None,
             many,
             said: Vec::new(),
             open: 0,
@@ -81,6 +84,12 @@ impl Job {
         };
         job.reset();
         (job, receiver)
+    }
+
+    /// The same, over this connection or not at all.
+    pub(super) fn over(mut self, generation: u64) -> Self {
+        self.over = Some(generation);
+        self
     }
 
     /// Appends its messages, the first with the sequence number `first`.
@@ -206,6 +215,16 @@ async fn see_to(connections: &Connections, mut batch: Vec<Job>) {
             Ok(connection) => connection,
             Err(error) => return batch.iter_mut().for_each(|job| job.finish(Err(error.clone()))),
         };
+        batch.retain_mut(|job| {
+            let here = job.over.is_none_or(|over| over == connection.generation);
+            if !here {
+                job.finish(Err(QueueError::Lost));
+            }
+            here
+        });
+        if batch.is_empty() {
+            return;
+        }
         let error = match exchange(&connections.name, &connection, &mut batch).await {
             Ok(()) => QueueError::Nonsense,
             Err(error) => error,

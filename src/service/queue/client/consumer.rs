@@ -184,9 +184,9 @@ impl Stream {
                 return Err(QueueError::Refused { errno: refusal.errno, text: refusal.text });
             }
             for delivery in early {
+                // what came over the last connection may still take up the room
                 let message = Message::new(delivery, connection.generation);
-                // there is room for as many as there is credit
-                let _ = self.messages.try_send(Ok(message));
+                let _ = self.messages.send(Ok(message)).await;
             }
             if begun {
                 return Ok(answers);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::machine::{
     BrokerInfo, Command, Create, Event, QueueInfo, RECEIVE_QUEUES_MAX, Receive, Send,
@@ -338,19 +338,20 @@ impl Client {
     /// Gives a message back: it is delivered again, or goes to the dead-letter queue.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack).
+    /// As [`ack`](Self::ack); [`QueueError::Lost`] also if it came over an earlier connection, so that it comes
+    /// again anyway.
     pub async fn nack(&self, message: &Message) -> Result<(), QueueError> {
         let (queue, ids) = (message.queue.to_string(), vec![message.id]);
-        self.done(Command::Nack { queue, ids }).await
+        self.held(message, Command::Nack { queue, ids }).await
     }
 
     /// Holds a message until `lease` from now.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack).
+    /// As [`nack`](Self::nack).
     pub async fn extend(&self, message: &Message, lease: Duration) -> Result<(), QueueError> {
         let (queue, ids) = (message.queue.to_string(), vec![message.id]);
-        self.done(Command::Extend { queue, ids, lease_ms: millis(lease) }).await
+        self.held(message, Command::Extend { queue, ids, lease_ms: millis(lease) }).await
     }
 
     /// Takes messages as they come.
@@ -431,6 +432,13 @@ impl Client {
         self.one(command).await.map(drop)
     }
 
+    /// Asks for something that only makes sense over the connection that a message came over: with another
+    /// one it may have come to another consumer.
+    async fn held(&self, message: &Message, command: Command) -> Result<(), QueueError> {
+        let (job, answer) = Job::new(&Task::Command(command), false);
+        self.ask(job.over(message.connection()), answer).await.map(drop)
+    }
+
     async fn one(&self, command: Command) -> Result<Said, QueueError> {
         let said = self.job(Task::Command(command), false).await?.pop();
         said.ok_or(QueueError::Nonsense)
@@ -442,6 +450,14 @@ impl Client {
 
     async fn job(&self, task: Task, many: bool) -> Result<Vec<Said>, QueueError> {
         let (job, answer) = Job::new(&task, many);
+        self.ask(job, answer).await
+    }
+
+    async fn ask(
+        &self,
+        job: Job,
+        answer: oneshot::Receiver<Result<Vec<Said>, QueueError>>,
+    ) -> Result<Vec<Said>, QueueError> {
         self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
         answer.await.map_err(|_| QueueError::Lost)?
     }
