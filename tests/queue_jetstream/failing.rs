@@ -9,6 +9,7 @@ use nlbus::service::queue::{
 use nlbus::store::SendId;
 use nlbus::wire::errno;
 
+use crate::authority::Authority;
 use crate::support_cli::{Serve, nlbus, run, text};
 use crate::support_nats::{HANG, Nats, in_time, next};
 use crate::{drain, names, nats, now, refused, waiting};
@@ -213,5 +214,35 @@ async fn a_configuration_file_and_the_commands_work_with_a_cluster_too() {
     queue(&["ack", "jobs", "2"]).failed(5, &["no message 2"]);
     queue(&["destroy", "jobs"]).ok();
     queue(&["destroy", "jobs"]).failed(5, &["there is no queue"]);
+    broker.end();
+}
+
+#[test]
+fn over_tls_a_cluster_is_used_whose_certificate_is_trusted_and_no_other() {
+    let authority = Authority::new();
+    let files = authority.issue("nats", &["localhost"]);
+    let tls = |path: &std::path::Path| format!("{:?}", text(path));
+    let config = format!(
+        "jetstream {{ store_dir: \"STORE\" }}\ntls {{ cert_file: {}, key_file: {} }}\n",
+        tls(&files.certificate),
+        tls(&files.key),
+    );
+    let Some(nats) = Nats::start_with(&config) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("unix://{}/socket", text(directory.path()));
+    let port = nats.address().rsplit_once(':').map(|(_, port)| port.to_owned()).unwrap();
+    let state = format!("nats+tls://localhost:{port}");
+    let serve = ["serve", "--queues", "--state", &state, &url];
+    let trusting = |file: &std::path::Path| {
+        let mut command = nlbus(&serve);
+        command.env("SSL_CERT_FILE", file);
+        command
+    };
+    let stranger = Authority::new();
+    run(trusting(&stranger.path("ca.crt"))).failed(6, &["certificate"]);
+    let broker = Serve::spawn(trusting(&files.ca), 1);
+    let queue = |arguments: &[&str]| run(nlbus(&[&["queue"], arguments, &["-u", &url]].concat()));
+    queue(&["send", "jobs", "build it", "--create"]).ok();
+    assert_eq!(queue(&["recv", "jobs"]).out, "build it");
     broker.end();
 }

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "in a helper of a test it is an assertion")]
 
 mod alike;
+#[path = "../transport/authority.rs"]
+#[allow(dead_code, reason = "the tests of the transport use the rest")]
+mod authority;
 mod failing;
 mod shared;
 #[path = "../support_cli/mod.rs"]
