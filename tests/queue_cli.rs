@@ -176,3 +176,21 @@ fn a_configuration_file_says_it_too() {
     assert_eq!(bus.json(&["diagnostics", "--json"])["durable"], true);
     assert!(directory.join("state/queues.db").exists());
 }
+
+#[test]
+fn damaged_options_of_a_queue_are_told_of_and_its_messages_are_there() {
+    let bus = Bus::new();
+    let state = text(bus.directory.path()).to_owned();
+    let broker = bus.serve(&["--state", &state]);
+    bus.queue(&["create", "jobs", "--messages-max", "5"]).ok();
+    bus.queue(&["send", "jobs", "build it"]).ok();
+    broker.end();
+    let database = rusqlite::Connection::open(format!("{state}/queues.db")).unwrap();
+    assert_eq!(database.execute("UPDATE queues SET options = x'ff00'", []).unwrap(), 1);
+    drop(database);
+    let broker = bus.serve(&["--state", &state]);
+    let line = broker.wait_for_log("options are damaged");
+    assert!(line.contains("jobs"), "{line}");
+    assert_eq!(bus.queue(&["recv", "jobs"]).out, "build it");
+    broker.end();
+}

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use tracing::{Instrument as _, debug, info_span, warn};
+use tracing::{Instrument as _, debug, error, info_span, warn};
 
 use super::engine::{Engine, Local};
 use super::hash::Table;
 use super::machine::{Answer, Command, Effect, Machine, MachineOptions, Refusal};
-use super::protocol::{Asked, Body, SUBSYSTEM, parse_request};
+use super::protocol::{Asked, Body, SUBSYSTEM, options_from_bytes, parse_request};
 use super::rights::{Doors, Right, limit};
 use super::session::{BEFORE, Outgoing, Session, WHOLE_MAX, Waiting};
 use crate::endpoint::{Endpoint, Incoming, ProvideOptions, Request, RequestError, Responder};
@@ -126,6 +126,11 @@ pub async fn serve(
     loaded: Loaded,
     options: ServeOptions,
 ) -> Result<Served, RequestError> {
+    for queue in &loaded.queues {
+        if let Err(malformed) = options_from_bytes(&queue.options) {
+            error!(queue = queue.name, %malformed, "its options are damaged: it has the usual ones");
+        }
+    }
     let start = |now| {
         let machine = Machine::new(options.machine, store.is_durable(), loaded, now);
         Local::new(machine, store)
