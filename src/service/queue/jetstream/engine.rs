@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::engine::Engine;
 use super::super::machine::{
     Answer, Command, Counters, Create, Effect, MachineOptions, NAME_BYTES_MAX, Refusal, Send,
-    Trace, WAITING_PER_SESSION_MAX, What,
+    TAILS_MAX, Trace, WAITING_PER_SESSION_MAX, What,
 };
 use super::super::options::Kind;
 use super::cluster::Cluster;
@@ -378,7 +378,7 @@ impl Front {
 
     fn tail(&mut self, tail: Tail) -> Result<(), Refusal> {
         let tails = self.tails.iter().filter(|other| other.session == tail.session).count();
-        if tails >= WAITING_PER_SESSION_MAX {
+        if tails >= WAITING_PER_SESSION_MAX || self.tails.len() >= TAILS_MAX {
             return Err(Refusal::new(errno::EMFILE, "too many requests wait for events"));
         }
         self.tails.push(tail);

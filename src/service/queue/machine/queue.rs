@@ -98,6 +98,18 @@ impl Consumer {
         self.held < self.credit
             && (self.held == 0 || self.held_bytes.saturating_add(length) <= self.credit_bytes)
     }
+
+    /// Counts a message of so many bytes as held: the lease of `number`, which this is.
+    fn hold(&mut self, number: u32, length: u64, waiting: Waiting, now: Time) -> Lease {
+        self.held += 1;
+        self.held_bytes += length;
+        Lease {
+            session: self.session,
+            consumer: Some(number),
+            until: now.after_ms(self.lease_ms),
+            attempts: waiting.attempts + 1,
+        }
+    }
 }
 
 impl Queue {
@@ -163,14 +175,7 @@ impl Queue {
                         continue;
                     }
                     self.turn.push_back(taker);
-                    consumer.held += 1;
-                    consumer.held_bytes += length;
-                    let lease = Lease {
-                        session: consumer.session,
-                        consumer: Some(number),
-                        until: now.after_ms(consumer.lease_ms),
-                        attempts: waiting.attempts + 1,
-                    };
+                    let lease = consumer.hold(number, length, waiting, now);
                     let token = consumer.token;
                     self.common.lease(id, lease);
                     self.schedule(lease.until, shared);
@@ -197,14 +202,7 @@ impl Queue {
                 if !consumer.has_room(length) {
                     break;
                 }
-                consumer.held += 1;
-                consumer.held_bytes += length;
-                let lease = Lease {
-                    session: consumer.session,
-                    consumer: Some(number),
-                    until: now.after_ms(consumer.lease_ms),
-                    attempts: waiting.attempts + 1,
-                };
+                let lease = consumer.hold(number, length, waiting, now);
                 let token = consumer.token;
                 consumer.lane.lease(id, lease);
                 self.schedule(lease.until, shared);
