@@ -55,6 +55,10 @@ def queue_commands():
     create = [0, 9, 0, 0, 0, 4, 40, 0, 3, 1, 0, 1, 1, 0, 1, 1, 1]
     yield bytes([0, 200] + create + [0, 3] + send * 3 + [0, 3] + receive + [1, 9, 5, 0, 0, 1, 0, 7, 1, 1, 9])
     yield bytes([1, 50] + create + send * 9 + receive * 2 + [1, 0, 0, 7, 0, 1, 11, 0, 7])
+    # sessions that go while one's message waits for room and others have sent it again
+    yield bytes.fromhex(
+        "01220000090003ff2e280101040001010100090d0001325e" + "ff" * 34 + "fc" + "4c" * 7 + "2afeffffff1affffffff"
+        + "4c" * 20 + "c74c4c4c4cffffffffff29ffffff000000f8ffffff0900000004" + "ff" * 12 + "3e3e")
 
 
 def main():

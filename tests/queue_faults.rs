@@ -251,6 +251,30 @@ fn what_a_sender_sent_again_over_another_link_outlives_the_end_of_the_first() {
 }
 
 #[test]
+fn a_message_that_waits_for_room_is_not_left_to_a_session_that_has_gone_before() {
+    let mut queues = Queues::new(false);
+    queues.create("q", QueueOptions::default().messages_max(1).policy(Policy::Block));
+    queues.ask(9, Command::Send(send("q", b"first")));
+    let send_id = Some(SendId { sender: 5, sequence: 1 });
+    for session in 1..=4 {
+        assert_eq!(queues.ask(session, Command::Send(Send { send_id, ..send("q", b"") })), None);
+    }
+    let tokens = queues.token - 3..=queues.token;
+    for session in [3, 2, 1, 4] {
+        queues.machine.handle_gone(queues.now, session);
+    }
+    queues.ask(9, Command::Purge { queue: "q".to_owned() });
+    assert_eq!(queues.receive(9, "q"), [0; 0], "nobody is left who sent it");
+    for token in tokens {
+        let answer = queues.answer(token);
+        assert!(matches!(answer, None | Some(Answer::Refused(_))), "{token}: {answer:?}");
+    }
+    // so it never came, and can come
+    let again = queues.ask(5, Command::Send(Send { send_id, ..send("q", b"") }));
+    assert_eq!(again, Some(Answer::Sent { id: Some(2), again: false }));
+}
+
+#[test]
 fn messages_without_a_byte_count_too_and_so_do_those_that_wait_and_those_of_each_consumer() {
     let mut options = MachineOptions::default();
     options.bytes_max = 100 * (ENTRY_BYTES + LANE_BYTES);

@@ -275,7 +275,8 @@ impl Machine {
                 }
                 let send_id = parked.send.send_id;
                 // its sender may be back already, over another link
-                if let Some(next) = send_id.and_then(|id| self.senders.take_over(id, number)) {
+                let is_there = |session| self.sessions.contains_key(&session);
+                if let Some(next) = send_id.and_then(|id| self.senders.take_over(id, is_there)) {
                     (parked.token, parked.session) = (next.token, next.session);
                     let session = self.sessions.entry(next.session).or_default();
                     session.parking.insert(number_of_queue);

@@ -97,17 +97,29 @@ impl Senders {
         self.under_way.entry(send_id.sender).or_default().entry(send_id.sequence).or_default();
     }
 
-    /// Another waits for what becomes of it too.
-    pub(super) fn join(&mut self, send_id: SendId, waiting: Waiting) {
-        if let Some(waits) = self.waits(send_id) {
-            waits.push(waiting);
+    /// Another waits for what becomes of it too. `is_there`: whether a session has not gone.
+    pub(super) fn join(
+        &mut self,
+        send_id: SendId,
+        waiting: Waiting,
+        is_there: impl Fn(u32) -> bool,
+    ) {
+        let Some(waits) = self.waits(send_id) else { return };
+        // a client that is cut off again and again leaves one behind each time
+        if waits.len().is_power_of_two() {
+            waits.retain(|waiting| is_there(waiting.session));
         }
+        waits.push(waiting);
     }
 
-    /// Who sent the same and is not `gone`, and is now the one who sends it.
-    pub(super) fn take_over(&mut self, send_id: SendId, gone: u32) -> Option<Waiting> {
+    /// Who sent the same and is still there, and is now the one who sends it.
+    pub(super) fn take_over(
+        &mut self,
+        send_id: SendId,
+        is_there: impl Fn(u32) -> bool,
+    ) -> Option<Waiting> {
         let waits = self.waits(send_id)?;
-        let at = waits.iter().position(|waiting| waiting.session != gone)?;
+        let at = waits.iter().position(|waiting| is_there(waiting.session))?;
         Some(waits.remove(at))
     }
 

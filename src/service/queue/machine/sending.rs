@@ -27,7 +27,9 @@ impl Machine {
             match self.senders.judge(send_id) {
                 Known::New => {}
                 Known::UnderWay => {
-                    return self.senders.join(send_id, Waiting { token, session });
+                    self.sessions.entry(session).or_default();
+                    let is_there = |session| self.sessions.contains_key(&session);
+                    return self.senders.join(send_id, Waiting { token, session }, is_there);
                 }
                 Known::Before(place) => {
                     let answer = Answer::Sent { id: place.map(|place| place.id), again: true };
