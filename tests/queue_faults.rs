@@ -375,6 +375,34 @@ fn what_the_store_refuses_was_never_sent() {
 }
 
 #[test]
+fn what_is_taken_for_good_is_gone_from_the_disk_before_it_is_handed_out() {
+    for outcome in [Ok(()), Err(StoreError::Io), Err(StoreError::Owed { full: false })] {
+        let mut queues = Queues::new(true);
+        queues.create("q", QueueOptions::default());
+        queues.hand_in(9, Command::Send(send("q", b"x")));
+        queues.hand_in(9, Command::Send(send("q", b"y")));
+        queues.store();
+        let taking = Receive {
+            queues: vec!["q".to_owned()],
+            messages_max: 8,
+            timeout_ms: 0,
+            lease_ms: None,
+            auto_ack: true,
+        };
+        let token = queues.hand_in(1, Command::Receive(taking));
+        queues.poll();
+        assert_eq!((queues.delivered(token), queues.answer(token)), (vec![], None));
+        let ops = queues.machine.poll_batch().unwrap();
+        assert!(matches!(ops[..], [Op::Delete { .. }, Op::Delete { .. }]), "{ops:?}");
+        assert_eq!(queues.receive(2, "q"), [0; 0], "nobody else gets them meanwhile");
+        queues.machine.handle_stored(queues.now, outcome);
+        queues.poll();
+        assert_eq!(queues.delivered(token), [1, 2]);
+        assert_eq!(queues.answer(token), Some(Answer::Done));
+    }
+}
+
+#[test]
 fn an_ack_that_the_store_could_not_write_down_is_refused_and_the_message_does_not_come_again() {
     let mut queues = Queues::new(true);
     queues.create("q", QueueOptions::default());

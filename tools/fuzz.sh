@@ -4,6 +4,7 @@
 # Needs cargo-fuzz, and takes a nightly toolchain if there is one; else the one that is there is told to let pass what
 # only a nightly one may. What is found lies in fuzz/artifacts/<target>/; the corpus grows in
 # fuzz/corpus/<target>/ and starts from fuzz/seeds/<target>/. Ends with 1 if a target crashed, after all have run.
+# FUZZ_SEED=N takes the same way each time, from the same corpus.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 seconds=${1:-}
@@ -20,7 +21,8 @@ failed=()
 for target in "$@"; do
   mkdir -p "fuzz/corpus/$target"
   cargo "${toolchain[@]}" fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
-    -max_total_time="$seconds" -max_len=70000 -len_control=20 -timeout=10 -print_final_stats=1 ||
+    -max_total_time="$seconds" -max_len=70000 -len_control=20 -timeout=10 -print_final_stats=1 \
+    -seed="${FUZZ_SEED:-0}" ||
     failed+=("$target")
 done
 if [ ${#failed[@]} -gt 0 ]; then

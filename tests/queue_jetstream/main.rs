@@ -6,6 +6,7 @@ mod alike;
 #[path = "../transport/authority.rs"]
 #[allow(dead_code, reason = "the tests of the transport use the rest")]
 mod authority;
+mod cluster;
 mod failing;
 mod shared;
 #[path = "../support_cli/mod.rs"]

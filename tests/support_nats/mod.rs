@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
 /// When a test gives up. Nothing passes or fails by being faster or slower than it.
-pub(crate) const HANG: Duration = Duration::from_secs(60);
+pub(crate) const HANG: Duration = Duration::from_secs(180);
 
 /// A server on loopback. Dropping it ends it.
 pub(crate) struct Nats {
@@ -53,6 +53,28 @@ impl Nats {
         panic!("no nats-server starts");
     }
 
+    /// Three servers that are one cluster; says so and returns none if there is no server to start.
+    pub(crate) fn start_cluster() -> Option<Vec<Self>> {
+        for _ in 0..20 {
+            let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+            let ports = free.each_ref().map(|free| free.local_addr().unwrap().port());
+            drop(free);
+            let routes = ports.map(|port| format!("\"nats://127.0.0.1:{port}\"")).join(", ");
+            let servers = ports.iter().map(|port| {
+                Self::start_with(&format!(
+                    "server_name: s{port}\njetstream {{ store_dir: \"STORE\" }}\n\
+                     cluster {{ name: c, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}\n"
+                ))
+            });
+            let mut servers = servers.collect::<Option<Vec<_>>>()?;
+            // one that finds its port for the others taken ends
+            if servers.iter_mut().all(|server| server.child.try_wait().unwrap().is_none()) {
+                return Some(servers);
+            }
+        }
+        panic!("no cluster starts");
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
@@ -84,13 +106,31 @@ impl Nats {
     /// A broker of this process.
     pub(crate) async fn broker(&self) -> Broker {
         let cluster = in_time(JetStream::connect(&self.url().parse().unwrap())).await.unwrap();
-        let node = Node::new(NodeOptions::default());
-        let endpoint = Endpoint::attach(&node).unwrap();
-        let served = serve_jetstream(&endpoint, cluster, ServeOptions::default()).await.unwrap();
-        let url: BusUrl = "tcp://127.0.0.1:0".parse().unwrap();
-        let url = node.listen(&url, &ListenOptions::default()).await.unwrap();
-        Broker { node, url, served }
+        serve(cluster).await
     }
+
+    /// A broker of this process that keeps each queue on so many servers, once the cluster can be used.
+    pub(crate) async fn broker_of_cluster(&self, replicas: u8) -> Broker {
+        let url = format!("{}?replicas={replicas}", self.url()).parse().unwrap();
+        let cluster = in_time(async {
+            loop {
+                match JetStream::connect(&url).await {
+                    Ok(cluster) => break cluster,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+        serve(cluster.await).await
+    }
+}
+
+async fn serve(cluster: JetStream) -> Broker {
+    let node = Node::new(NodeOptions::default());
+    let endpoint = Endpoint::attach(&node).unwrap();
+    let served = serve_jetstream(&endpoint, cluster, ServeOptions::default()).await.unwrap();
+    let url: BusUrl = "tcp://127.0.0.1:0".parse().unwrap();
+    let url = node.listen(&url, &ListenOptions::default()).await.unwrap();
+    Broker { node, url, served }
 }
 
 impl Drop for Nats {

@@ -90,7 +90,7 @@ pub struct ReceiveOptions {
     pub wait: Duration,
     /// How long to hold them. Default: as long as the queue says.
     pub lease: Option<Duration>,
-    /// They are done with as soon as they are delivered. Default: no.
+    /// They are done with before they are delivered, and lost if they do not arrive. Default: no.
     pub auto_ack: bool,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::options::{Kind, Mode, QueueOptions};
-use super::command::{Answer, Counters, Delivery, Effect, Send, What};
+use super::command::{Counters, Delivery, Effect, Send, What};
 use super::lane::{Lane, Lease, Waiting};
 use super::shared::{Shared, Waiter};
 use super::{ENTRY_BYTES, LANE_BYTES};
@@ -217,6 +217,7 @@ impl Queue {
         let until = now.after_ms(receive.lease_ms.unwrap_or(self.options.lease_ms));
         let mut bytes = 0;
         let mut count = 0;
+        let mut taken = Vec::new();
         while count < receive.messages_max
             && let Some((&id, &waiting)) = self.common.ready.first_key_value()
         {
@@ -231,24 +232,45 @@ impl Queue {
             count += 1;
             let attempts = waiting.attempts + 1;
             let lease = Lease { session: receive.session, consumer: None, until, attempts };
-            self.deliver(id, lease, receive.token, now, shared);
             if receive.auto_ack {
+                taken.extend(self.hand_out(id, lease, now, shared));
                 self.common.ready.remove(&id);
                 self.counters.acked += 1;
                 let entry = self.remove(id, shared);
                 self.counters.done_us += entry.map_or(0, |entry| now.us_since(entry.arrived));
             } else {
+                self.deliver(id, lease, receive.token, now, shared);
                 self.common.lease(id, lease);
                 self.schedule(until, shared);
                 shared.leasing.push((receive.session, self.number));
             }
         }
-        shared.effects.push(Effect::Answer { token: receive.token, answer: Answer::Done });
+        let token = receive.token;
+        match shared.ops.back_mut() {
+            // what is gone does not come again, so it is gone from the disk before anybody sees it
+            Some((_, waiter @ None)) if self.durable && !taken.is_empty() => {
+                *waiter = Some(Waiter::Taken { token, messages: taken });
+            }
+            _ => shared.end_taking(token, taken),
+        }
         shared.finished.push(receive.end(number));
     }
 
     fn deliver(&mut self, id: u64, lease: Lease, token: u64, now: Time, shared: &mut Shared) {
-        let Some(entry) = self.entries.get(&id) else { return };
+        if let Some(message) = self.hand_out(id, lease, now, shared) {
+            shared.effects.push(Effect::Deliver { token, message });
+        }
+    }
+
+    /// A message as it goes to who holds it from now on.
+    fn hand_out(
+        &mut self,
+        id: u64,
+        lease: Lease,
+        now: Time,
+        shared: &mut Shared,
+    ) -> Option<Delivery> {
+        let entry = self.entries.get(&id)?;
         self.counters.delivered += 1;
         match lease.attempts {
             0 | 1 => self.counters.waited_us += now.us_since(entry.arrived),
@@ -257,14 +279,13 @@ impl Queue {
         self.last_taken = Some(now);
         let about = (entry.arrived, &entry.record);
         shared.trace.push(now, What::Delivered, &self.name, (id, lease.session), about);
-        let message = Delivery {
+        Some(Delivery {
             queue: Arc::clone(&self.name),
             id,
             attempt: lease.attempts,
             arrived: entry.arrived,
             record: entry.record.clone(),
-        };
-        shared.effects.push(Effect::Deliver { token, message });
+        })
     }
 
     /// Ends a lease that was given out, and lets its consumer have another message.

@@ -209,6 +209,8 @@ impl Machine {
                     self.shared.answer(token, Answer::Refused(Refusal::new(errno, text)));
                 }
                 (Waiter::Answer { token, answer }, _) => self.shared.answer(token, answer),
+                // if that could not be written down, its receiver has it at least
+                (Waiter::Taken { token, messages }, _) => self.shared.end_taking(token, messages),
                 (Waiter::Moved { from, to, to_id }, result) => {
                     self.moved(now, from, (to, to_id), result.is_ok());
                 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::super::hash::Table;
 use super::MachineOptions;
-use super::command::{Answer, Effect};
+use super::command::{Answer, Delivery, Effect};
 use super::trace::Trace;
 use crate::store::{Op, SendId, Time};
 
@@ -52,6 +52,11 @@ pub(super) enum Waiter {
     Answer {
         token: u64,
         answer: Answer,
+    },
+    /// Messages that are gone once they are handed out, to a RECEIVE that ends with them.
+    Taken {
+        token: u64,
+        messages: Vec<Delivery>,
     },
     /// A message that goes to the dead-letter queue.
     Moved {
@@ -120,5 +125,12 @@ impl Shared {
 
     pub(super) fn answer(&mut self, token: u64, answer: Answer) {
         self.effects.push(Effect::Answer { token, answer });
+    }
+
+    /// Hands messages to a RECEIVE, and ends it.
+    pub(super) fn end_taking(&mut self, token: u64, messages: Vec<Delivery>) {
+        let messages = messages.into_iter();
+        self.effects.extend(messages.map(|message| Effect::Deliver { token, message }));
+        self.answer(token, Answer::Done);
     }
 }
