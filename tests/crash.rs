@@ -40,6 +40,10 @@ struct Book {
     /// Over which connection of the consumers it was delivered last, unless it was given back.
     held: BTreeMap<String, u64>,
     acked: BTreeSet<String>,
+    /// Its acknowledgement was under way when the broker was killed.
+    unsure: BTreeSet<String>,
+    /// Received when all was over.
+    drained: BTreeSet<String>,
     wrong: Vec<String>,
 }
 
@@ -132,7 +136,8 @@ async fn consume(client: Client, number: u32, book: Shared) {
                 book.lock().unwrap().wrong.push(format!("{payload} came back once acknowledged"));
             }
             Ok(()) => drop(book.lock().unwrap().acked.insert(payload)),
-            Err(QueueError::Lost | QueueError::Refused { .. }) => {}
+            Err(QueueError::Lost) => drop(book.lock().unwrap().unsure.insert(payload)),
+            Err(QueueError::Refused { .. }) => {}
             Err(error) => book.lock().unwrap().wrong.push(format!("cannot acknowledge: {error}")),
         }
     }
@@ -173,7 +178,6 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
     let gate = Arc::new(RwLock::new(()));
     let mut producers = JoinSet::new();
     for number in 0..PRODUCERS {
-        // several to a connection, so that commits have company
         let client = connect(&url).await;
         let (book, gate) = (Arc::clone(&book), Arc::clone(&gate));
         producers.spawn(produce(client, number, book, count.clone(), gate));
@@ -203,6 +207,10 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
             }
             _ => None,
         };
+        // or a little later
+        for _ in 0..seed % 50 {
+            tokio::task::yield_now().await;
+        }
         drop(serve);
         serve = start().await.unwrap();
         assert_eq!(book.lock().unwrap().wrong, Vec::<String>::new(), "in round {round}");
@@ -232,6 +240,7 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
                 if book.delivered(&payload, message.id) {
                     book.wrong.push(format!("{payload} came back once acknowledged"));
                 }
+                book.drained.insert(payload);
             }
         }
         if !ids.is_empty() {
@@ -240,8 +249,11 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
     }
     let book = book.lock().unwrap();
     assert_eq!(book.wrong, Vec::<String>::new());
-    let lost: Vec<_> =
-        book.answered.iter().filter(|payload| !book.delivered.contains_key(*payload)).collect();
+    // delivered is not enough: what was given back, or whose acknowledgement was refused, has to be there
+    let done = |payload: &String| {
+        [&book.acked, &book.unsure, &book.drained].iter().any(|done| done.contains(payload))
+    };
+    let lost: Vec<_> = book.answered.iter().filter(|payload| !done(payload)).collect();
     assert!(lost.is_empty(), "lost: {lost:?}");
     let again = book.delivered.values().filter(|times| **times > 1).count();
     println!(

@@ -253,3 +253,24 @@ async fn nothing_is_taken_in_once_the_state_was_removed_and_what_is_there_can_be
     assert_eq!(payloads, ["1", "kept"]);
     serve.end();
 }
+
+#[tokio::test]
+async fn a_broker_that_ended_in_good_order_starts_on_a_disk_that_has_filled_since() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let Some(disk) = Disk::new(&state, 32) else { return };
+    let url = format!("unix://{}", text(&directory.path().join("socket")));
+    let serve = disk.serve(&url);
+    let client = connect(&url).await;
+    client.create("q", None).await.unwrap();
+    for _ in 0..10 {
+        client.send("q", OutMessage::new(vec![7; 1_000])).await.unwrap();
+    }
+    serve.end();
+    disk.fill(u64::MAX);
+    let serve = disk.serve(&url);
+    let client = connect(&url).await;
+    assert_eq!(take(&client, 10).await.len(), 10);
+    serve.end();
+}

@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::sqlite::Database;
-use super::writer::Writer;
+use super::writer::{RESERVE_FILE, Writer};
 use super::{BATCHES_MAX, Loaded, Place, Store};
 
 /// Said of a message whose checksum is wrong.
@@ -64,6 +64,12 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// It cannot be opened for want of room, not even with what was set aside for that.
+    #[error("no room left to open {}", path.display())]
+    Full {
+        /// The database.
+        path: PathBuf,
+    },
     /// What is in it is no state of this program, of a later version, or damaged beyond single messages.
     #[error("the state in {} cannot be read: {reason}", path.display())]
     Unreadable {
@@ -82,7 +88,13 @@ impl Store {
     /// See [`OpenError`].
     pub fn open(path: &Path, options: StoreOptions) -> Result<(Self, Loaded), OpenError> {
         let lock = lock(path)?;
-        let (database, loaded) = Database::open(path, options)?;
+        let (database, loaded) = match Database::open(path, options) {
+            // that is what it is there for
+            Err(OpenError::Full { .. }) if fs::remove_file(path.join(RESERVE_FILE)).is_ok() => {
+                Database::open(path, options)?
+            }
+            opened => opened?,
+        };
         let (batches, incoming) = std::sync::mpsc::sync_channel(BATCHES_MAX);
         let (outgoing, done) = mpsc::channel(BATCHES_MAX);
         let writer = Writer::new(database, path, lock);

@@ -68,18 +68,21 @@ impl Database {
         let made = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         made.map_err(|source| OpenError::Io { path: path.clone(), source })?;
         let unreadable = |reason: String| OpenError::Unreadable { path: path.clone(), reason };
-        let mut connection = Connection::open(&path).map_err(|e| unreadable(e.to_string()))?;
+        let refused = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => OpenError::Full { path: path.clone() },
+            _ => unreadable(error.to_string()),
+        };
+        let mut connection = Connection::open(&path).map_err(refused)?;
         let loaded = prepare(&mut connection).and_then(|refused| match refused {
             Some(reason) => Ok(Err(reason)),
             None => load(&mut connection).map(Ok),
         });
-        let (loaded, last_use) =
-            loaded.map_err(|e| unreadable(e.to_string()))?.map_err(unreadable)?;
+        let (loaded, last_use) = loaded.map_err(refused)?.map_err(unreadable)?;
         // what was made is found again after a power cut
         let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|source| OpenError::Io { path: directory.to_owned(), source })?;
         let page = connection.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0));
-        let page = page.map_err(|e| unreadable(e.to_string()))?.max(1) as u64;
+        let page = page.map_err(refused)?.max(1) as u64;
         let pages = options.bytes_max.map_or(u64::MAX, |bytes| bytes / page);
         let mut database = Self {
             connection,
@@ -94,7 +97,7 @@ impl Database {
             untold_key: 0,
             last_sync: Duration::ZERO,
         };
-        database.let_grow(true).map_err(|e| unreadable(e.to_string()))?;
+        database.let_grow(true).map_err(refused)?;
         for (sender, seen) in &loaded.senders {
             database.use_sender(*sender, seen.clone());
         }

@@ -31,6 +31,9 @@ const PAID_MAX: usize = 64;
 /// 4 MiB; a commit of [`LARGE_BYTES`] may come on top.
 const RESERVE_BYTES: u64 = 6 << 20;
 
+/// Its name in the directory.
+pub(super) const RESERVE_FILE: &str = "ballast";
+
 /// A commit of more bytes than that is not begun unless there is room for it twice, in the log and in the
 /// database.
 const LARGE_BYTES: u64 = 1 << 20;
@@ -54,7 +57,7 @@ impl Writer {
         Self {
             database,
             directory: directory.to_owned(),
-            reserve: directory.join("ballast"),
+            reserve: directory.join(RESERVE_FILE),
             owed: Owed::default(),
             strained: None,
             _lock: lock,

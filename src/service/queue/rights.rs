@@ -6,8 +6,8 @@ use std::pin::pin;
 use std::task::{Context, Poll};
 
 use super::engine::Engine;
-use super::machine::{Command, Refusal, Send};
-use super::options::Kind;
+use super::machine::{Command, Create, Refusal, Send};
+use super::options::{Kind, QueueOptions};
 use super::protocol::Asked;
 use crate::endpoint::{Incoming, Provider};
 use crate::wire::errno;
@@ -90,6 +90,11 @@ pub(super) fn limit(
             let there = create.queue.as_deref().and_then(|queue| engine.has(queue));
             if there == Some(true) { Ok(asked) } else { refuse("make queues") }
         }
+        // it would be made as well
+        Command::Create(Create {
+            options: Some(QueueOptions { dead_letter: Some(dead), .. }),
+            ..
+        }) if engine.has(dead) != Some(true) => refuse("make a queue for dead letters"),
         Command::Send(send) if send.create => match engine.has(&send.queue) {
             Some(true) => Ok(asked),
             Some(false) => refuse("make queues"),

@@ -304,6 +304,22 @@ impl<E: Engine> Service<E> {
         }
     }
 
+    /// The request, unless its session was ended and has not taken what it was sent before: what came of that
+    /// is the answer to this too, and counts against its credit until then.
+    fn refuse_ended(&mut self, request: Request) -> Option<Request> {
+        let asker = request.asker();
+        let session = self.sessions.get(&asker).filter(|session| session.is_ended());
+        let Some(session) = session else { return Some(request) };
+        let asks = request.asks();
+        let (responder, header) = (request.responder().last(), request.header());
+        let refusal =
+            Outgoing { responder, request: header, bytes: not_read(), held: Some(request) };
+        let request = session.refuse(refusal, asks).and_then(|refusal| refusal.held)?;
+        // it has taken all of it, and begins anew
+        self.sessions.remove(&asker);
+        Some(request)
+    }
+
     /// Once for all that have gone: looking for each of them by itself takes its time.
     fn forget_gone(&mut self) {
         if !self.gone.is_empty() {
@@ -316,6 +332,7 @@ impl<E: Engine> Service<E> {
         let now = self.clock.now();
         let asker = request.asker();
         let asks = request.asks();
+        let Some(request) = self.refuse_ended(request) else { return };
         let body = request.body();
         let number = self.new_frame();
         let mut frame = Frame {
@@ -452,11 +469,7 @@ impl<E: Engine> Service<E> {
     /// Ends a session whose asker does not read, as if it had gone; when it reads again, it finds that out.
     /// `over`: what could not be sent was the end of its frame.
     fn cut(&mut self, asker: u32, unsent: Outgoing, over: bool) {
-        let text = "answers were not read: what was held is given to others";
-        let refusal = Answer::Refused(Refusal { errno: errno::ENOBUFS, text: text.to_owned() });
-        let mut body = Body::after(BEFORE);
-        body.answer(0, &refusal);
-        let bytes = body.into_bytes();
+        let bytes = not_read();
         let mut last = Vec::new();
         if over {
             let Outgoing { responder, request, held, .. } = unsent;
@@ -467,7 +480,8 @@ impl<E: Engine> Service<E> {
             let responder = responder.last();
             last.push(Outgoing { responder, request, bytes: bytes.clone(), held });
         }
-        if let Some(session) = self.sessions.remove(&asker) {
+        // it stays as long as something waits for it: nothing more does until that has gone out
+        if let Some(session) = self.sessions.get_mut(&asker) {
             session.end(last);
         }
         self.engine.handle_gone(self.clock.now(), asker);
@@ -482,6 +496,15 @@ impl<E: Engine> Service<E> {
             }
         }
     }
+}
+
+/// Said to a session that was ended.
+fn not_read() -> Vec<u8> {
+    let text = "answers were not read: what was held is given to others";
+    let refusal = Answer::Refused(Refusal { errno: errno::ENOBUFS, text: text.to_owned() });
+    let mut body = Body::after(BEFORE);
+    body.answer(0, &refusal);
+    body.into_bytes()
 }
 
 /// Whether its answer is as long in coming as its asker likes.

@@ -49,9 +49,10 @@ pub(super) struct Outgoing {
 
 /// The asker, as long as it has not gone.
 pub(super) struct Session {
-    outgoing: mpsc::Sender<Queued>,
-    /// What follows when all else has gone out, and nothing after it.
-    last: Arc<Mutex<Vec<Outgoing>>>,
+    /// None once it was ended.
+    outgoing: Option<mpsc::Sender<Queued>>,
+    /// What follows when all else has gone out, and nothing after it. None once all else has.
+    last: Arc<Mutex<Option<Vec<Outgoing>>>>,
     /// What is on its way through the task.
     waits: Arc<Waits>,
     all: Waiting,
@@ -85,8 +86,12 @@ type Sending = Pin<Box<dyn Future<Output = Result<(), RequestError>> + Send>>;
 impl Session {
     pub(super) fn start(all: &Waiting) -> Self {
         let (outgoing, mut queued) = mpsc::channel::<Queued>(WAITING_MAX);
-        let session =
-            Self { outgoing, last: Arc::default(), waits: Arc::default(), all: all.clone() };
+        let session = Self {
+            outgoing: Some(outgoing),
+            last: Arc::new(Mutex::new(Some(Vec::new()))),
+            waits: Arc::default(),
+            all: all.clone(),
+        };
         let (waits, all) = (Arc::clone(&session.waits), session.all.clone());
         let last = Arc::clone(&session.last);
         tokio::spawn(async move {
@@ -96,7 +101,7 @@ impl Session {
                 waits.bytes.fetch_sub(length, Ordering::Release);
                 waits.frames.fetch_sub(1, Ordering::Release);
             }
-            let last = last.lock().map(|mut last| std::mem::take(&mut *last));
+            let last = last.lock().ok().and_then(|mut last| last.take());
             for outgoing in last.unwrap_or_default() {
                 sent(outgoing.send().await);
             }
@@ -112,7 +117,8 @@ impl Session {
         if waiting > WAITING_BYTES_MAX || waiting > FAIR_BYTES && self.all.is_full() {
             return Some(outgoing);
         }
-        let Ok(place) = self.outgoing.try_reserve() else { return Some(outgoing) };
+        let place = self.outgoing.as_ref().and_then(|outgoing| outgoing.try_reserve().ok());
+        let Some(place) = place else { return Some(outgoing) };
         let mut send: Sending = Box::pin(outgoing.send());
         // nothing is overtaken: who sends is the only one, and the task is done with all it had
         if self.waits.frames.load(Ordering::Acquire) == 0
@@ -129,9 +135,29 @@ impl Session {
     }
 
     /// Has these follow when all else has gone out, and nothing after them.
-    pub(super) fn end(self, last: Vec<Outgoing>) {
-        if let Ok(mut place) = self.last.lock() {
-            *place = last;
+    pub(super) fn end(&mut self, last: Vec<Outgoing>) {
+        self.outgoing = None;
+        for outgoing in last {
+            self.refuse(outgoing, true);
+        }
+    }
+
+    /// Whether it was ended.
+    pub(super) fn is_ended(&self) -> bool {
+        self.outgoing.is_none()
+    }
+
+    /// One more that follows, if it is asked for, when all else of an ended session has gone out; gives it back
+    /// if it has.
+    pub(super) fn refuse(&self, outgoing: Outgoing, asked_for: bool) -> Option<Outgoing> {
+        match self.last.lock().as_deref_mut() {
+            Ok(Some(last)) => {
+                if asked_for {
+                    last.push(outgoing);
+                }
+                None
+            }
+            _ => Some(outgoing),
         }
     }
 

@@ -136,7 +136,7 @@ pub struct Receive {
     pub timeout_ms: u64,
     /// How long to hold them, in milliseconds, if not as long as the queue says.
     pub lease_ms: Option<u64>,
-    /// They are done with as soon as they are delivered.
+    /// They are done with before they are delivered, on disk too.
     pub auto_ack: bool,
 }
 

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::command::{Answer, BrokerInfo, EntryInfo, QueueInfo, Service};
-use super::queue::{Entry, Queue, Taker};
+use super::queue::{Entry, Queue};
 use super::{LIST_MAX, Machine};
 use crate::store::Time;
 use crate::wire::PAYLOAD_MAX;
@@ -104,7 +104,6 @@ impl Queue {
         let (ready, leased) = lanes.fold((0, 0), |(ready, leased), lane| {
             (ready + lane.ready.len() as u64, leased + lane.leases.len() as u64)
         });
-        let receives = self.turn.iter().filter(|taker| matches!(taker, Taker::Receive(_))).count();
         let service = match self.last_taken {
             _ if self.is_alive() => Service::Running,
             None => Service::NeverStarted,
@@ -117,7 +116,7 @@ impl Queue {
             service,
             last_taken: self.last_taken,
             owner: self.owner,
-            consumers: (self.consumers.len() + receives) as u32,
+            consumers: self.consumers.len() as u32 + self.receiving,
             ready,
             leased,
             messages: self.entries.len() as u64,

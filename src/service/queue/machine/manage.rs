@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::command::{Answer, Counters, Create, Effect, Refusal};
+use super::consumer::Taker;
 use super::lane::Lane;
-use super::queue::{Parked, Queue, Taker};
+use super::queue::{Parked, Queue};
 use super::shared::Waiter;
-use super::{ENTRY_BYTES, Kind, Machine, NAME_BYTES_MAX};
+use super::{Kind, Machine, NAME_BYTES_MAX};
 use crate::service::queue::options::QueueOptions;
 use crate::service::queue::protocol::options_to_bytes;
 use crate::store::{Op, Time};
@@ -31,6 +32,7 @@ impl Queue {
             common: Lane::default(),
             consumers: BTreeMap::new(),
             turn: VecDeque::new(),
+            receiving: 0,
             parked: VecDeque::new(),
             parked_bytes: 0,
             expiring: BTreeSet::new(),
@@ -77,14 +79,15 @@ impl Machine {
             return Ok(Some(Answer::Created { queue: Arc::clone(&found.name), new: false }));
         }
         let owner = (kind == Kind::Transient).then_some(session);
-        let dead_letter = options.as_ref().and_then(|options| options.dead_letter.clone());
-        if let Some(dead) = dead_letter
-            && dead != name
-            && !self.names.contains_key(dead.as_str())
-        {
+        let options = options.unwrap_or_default();
+        let dead = options.dead_letter.clone();
+        let dead = dead.filter(|dead| !self.names.contains_key(dead.as_str()));
+        // both or neither
+        self.check_new(&name, &options, 1 + usize::from(dead.is_some()))?;
+        if let Some(dead) = dead {
             self.add_queue(&dead, Kind::Persistent, None, QueueOptions::default())?;
         }
-        let number = self.add_queue(&name, kind, owner, options.unwrap_or_default())?;
+        let number = self.add_queue(&name, kind, owner, options)?;
         let queue = &self.queues[&number];
         let answer = Answer::Created { queue: Arc::clone(&queue.name), new: true };
         if !queue.durable {
@@ -105,18 +108,7 @@ impl Machine {
         owner: Option<u32>,
         options: QueueOptions,
     ) -> Result<u32, Refusal> {
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-            let text =
-                format!("a name has 1 to {NAME_BYTES_MAX} bytes, none of them a control character");
-            return Err(Refusal::new(errno::EINVAL, text));
-        }
-        if self.queues.len() >= self.options.queues_max {
-            return Err(Refusal::new(errno::EMFILE, "there are too many queues"));
-        }
-        if options.dead_letter.as_deref() == Some(name) || options.attempts_max == 0 {
-            let text = "a dead-letter queue is another queue, after at least one attempt";
-            return Err(Refusal::new(errno::EINVAL, text));
-        }
+        self.check_new(name, &options, 1)?;
         self.last_queue = self.last_queue.wrapping_add(1);
         while self.queues.contains_key(&self.last_queue) {
             self.last_queue = self.last_queue.wrapping_add(1);
@@ -145,8 +137,26 @@ impl Machine {
         Ok(number)
     }
 
+    /// Whether a queue can be made, the last of `count`.
+    fn check_new(&self, name: &str, options: &QueueOptions, count: usize) -> Result<(), Refusal> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            let text =
+                format!("a name has 1 to {NAME_BYTES_MAX} bytes, none of them a control character");
+            return Err(Refusal::new(errno::EINVAL, text));
+        }
+        if self.queues.len() + count > self.options.queues_max {
+            return Err(Refusal::new(errno::EMFILE, "there are too many queues"));
+        }
+        if options.dead_letter.as_deref() == Some(name) || options.attempts_max == 0 {
+            let text = "a dead-letter queue is another queue, after at least one attempt";
+            return Err(Refusal::new(errno::EINVAL, text));
+        }
+        Ok(())
+    }
+
     pub(super) fn destroy_named(
         &mut self,
+        now: Time,
         token: u64,
         name: &str,
         if_empty: bool,
@@ -157,19 +167,19 @@ impl Machine {
             return Err(Refusal::new(errno::EBUSY, text));
         }
         let (number, durable) = (queue.number, queue.durable);
-        self.destroy(number);
+        self.destroy(now, number);
         Ok(self.answer_when_stored(token, Answer::Done, durable))
     }
 
-    pub(super) fn destroy(&mut self, number: u32) {
+    pub(super) fn destroy(&mut self, now: Time, number: u32) {
         if let Some(queue) = self.queues.get(&number) {
             let gone = Refusal::missing(&queue.name);
-            self.forget_queue(number, &gone);
+            self.forget_queue(now, number, &gone);
         }
     }
 
     /// As [`destroy`](Self::destroy); those who wait for it get `gone`.
-    pub(super) fn forget_queue(&mut self, number: u32, gone: &Refusal) {
+    pub(super) fn forget_queue(&mut self, now: Time, number: u32, gone: &Refusal) {
         let Some(mut queue) = self.queues.remove(&number) else { return };
         self.names.remove(&queue.name);
         self.shared.bytes -= queue.bytes;
@@ -202,7 +212,7 @@ impl Machine {
             self.shared.answer(token, Answer::Refused(gone.clone()));
         }
         for parked in std::mem::take(&mut queue.parked) {
-            self.refuse_send(parked.token, parked.send.send_id, gone.clone());
+            self.refuse_send(now, parked.token, parked.send.send_id, gone.clone());
         }
         for taker in queue.turn {
             let Taker::Receive(receive) = taker else { continue };
@@ -222,7 +232,7 @@ impl Machine {
         name: &str,
     ) -> Result<Option<Answer>, Refusal> {
         let (queue, shared) = self.queue(name)?;
-        let ids: Vec<u64> = queue.free_ids().collect();
+        let ids: Vec<u64> = queue.free_ids(usize::MAX).collect();
         for id in &ids {
             queue.drop_entry(*id, now, shared);
         }
@@ -283,19 +293,12 @@ impl Machine {
                     self.keep_parked(number_of_queue, parked);
                     continue;
                 }
-                let length = parked.send.record.len() as u64;
-                if let Some(queue) = self.queues.get_mut(&number_of_queue) {
-                    queue.parked_bytes -= length;
-                    queue.discharge(length + ENTRY_BYTES, &mut self.shared);
-                    // those behind it may fit
-                    queue.touch(&mut self.shared);
-                }
                 let refusal = Refusal::new(errno::EPIPE, "the sender is gone");
-                self.refuse_send(parked.token, send_id, refusal);
+                self.drop_parked(now, number_of_queue, parked, refusal);
             }
         }
         for queue in session.queues {
-            self.destroy(queue);
+            self.destroy(now, queue);
         }
         let (gone, stay): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.tails).into_iter().partition(|tail| tail.session == number);

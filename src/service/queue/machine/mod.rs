@@ -22,6 +22,7 @@
 //! could take back.
 
 mod command;
+mod consumer;
 mod info;
 mod lane;
 mod manage;
@@ -47,7 +48,7 @@ use std::sync::Arc;
 use super::hash::Table;
 use super::options::Kind;
 use super::protocol::{options_from_bytes, reply_to_of};
-use crate::store::{Loaded, Op, Stored, Time};
+use crate::store::{Loaded, Op, SendId, Stored, Time};
 use queue::{Entry, Queue};
 use senders::Senders;
 use shared::Shared;
@@ -134,6 +135,8 @@ pub struct Machine {
     last_taker: u32,
     takers_wrapped: bool,
     tails: Vec<Tail>,
+    /// WITHDRAWs of messages that are being stored.
+    withdrawing: BTreeMap<SendId, Vec<Withdrawing>>,
     quarantined: Vec<(String, u64)>,
     /// The first id of new queues that are stored, and of those that are not.
     id_floors: [u64; 2],
@@ -152,6 +155,12 @@ struct Session {
     leasing: BTreeSet<u32>,
     /// Queues where its messages wait for room.
     parking: BTreeSet<u32>,
+}
+
+/// A WITHDRAW that waits until its message is stored.
+struct Withdrawing {
+    token: u64,
+    queue: u32,
 }
 
 /// A TRACE that waits.
@@ -181,6 +190,7 @@ impl Machine {
             last_taker: 0,
             takers_wrapped: false,
             tails: Vec::new(),
+            withdrawing: BTreeMap::new(),
             quarantined: loaded.quarantined,
             id_floors: [loaded.id_floor.max(1), transient_floor],
             made_up: 0,
@@ -240,7 +250,9 @@ impl Machine {
         let answer = match command {
             Command::Send(send) => return self.send(now, session, token, send),
             Command::Create(create) => self.create(session, token, create),
-            Command::Destroy { queue, if_empty } => self.destroy_named(token, &queue, if_empty),
+            Command::Destroy { queue, if_empty } => {
+                self.destroy_named(now, token, &queue, if_empty)
+            }
             Command::List { prefix, alive } => Ok(Some(self.list(&prefix, alive))),
             Command::Receive(receive) => self.receive(now, session, token, receive),
             Command::Ack { queue, ids, force } => {
@@ -262,7 +274,12 @@ impl Machine {
             Command::Purge { queue } => self.purge(now, token, &queue),
             Command::Withdraw { queue, send_id } => self.withdraw(now, token, &queue, send_id),
         };
-        match answer {
+        self.answer_outcome(token, answer);
+    }
+
+    /// `None`: the answer comes later.
+    fn answer_outcome(&mut self, token: u64, outcome: Result<Option<Answer>, Refusal>) {
+        match outcome {
             Ok(Some(answer)) => self.shared.answer(token, answer),
             Ok(None) => {}
             Err(refusal) => self.shared.answer(token, Answer::Refused(refusal)),
@@ -315,6 +332,18 @@ impl Machine {
     }
 
     fn settle(&mut self, now: Time) {
+        self.settle_queues(now);
+        while let Some(&(deadline, number)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            self.end_receive(number, Answer::Done);
+        }
+        self.answer_tails(now);
+    }
+
+    /// Hands out what can be.
+    fn settle_queues(&mut self, now: Time) {
         loop {
             // before they are handed out once more
             for (number, id, lane) in std::mem::take(&mut self.shared.dead) {
@@ -333,16 +362,9 @@ impl Machine {
                 self.clear_finished();
             }
         }
-        while let Some(&(deadline, number)) = self.deadlines.first()
-            && deadline <= now
-        {
-            self.deadlines.pop_first();
-            self.end_receive(number, Answer::Done);
-        }
-        self.answer_tails(now);
     }
 
-    /// Takes RECEIVEs that are over out of all turns, and notes who holds what.
+    /// Forgets RECEIVEs that are over, and notes who holds what.
     fn clear_finished(&mut self) {
         for (session, queue) in std::mem::take(&mut self.shared.leasing) {
             self.sessions.entry(session).or_default().leasing.insert(queue);
@@ -354,7 +376,7 @@ impl Machine {
             }
             for number in finished.queues {
                 if let Some(queue) = self.queues.get_mut(&number) {
-                    queue.turn.retain(|taker| *taker != queue::Taker::Receive(finished.number));
+                    queue.end_receive(&self.shared.receives);
                 }
             }
         }

@@ -7,10 +7,14 @@ use bytes::Bytes;
 
 use super::super::options::{Kind, Mode, QueueOptions};
 use super::command::{Counters, Delivery, Effect, Send, What};
+use super::consumer::{Consumer, Taker};
 use super::lane::{Lane, Lease, Waiting};
-use super::shared::{Shared, Waiter};
-use super::{ENTRY_BYTES, LANE_BYTES};
+use super::shared::{Shared, Waiter, Waits};
+use super::{ENTRY_BYTES, LANE_BYTES, Table};
 use crate::store::{Op, SendId, Time};
+
+/// RECEIVEs that are over and may stand in a turn, besides as many as there are others.
+const TURN_SPARE: usize = 64;
 
 pub(super) struct Queue {
     pub(super) number: u32,
@@ -32,8 +36,11 @@ pub(super) struct Queue {
     /// The lane of a shared queue; in a fanout, of what nobody has got yet.
     pub(super) common: Lane,
     pub(super) consumers: BTreeMap<u32, Consumer>,
-    /// Who may be given the next message, in turn. Whoever is not in it has no room.
+    /// Who may be given the next message, in turn. Whoever is not in it has no room. A RECEIVE that is over may
+    /// still stand in it.
     pub(super) turn: VecDeque<Taker>,
+    /// RECEIVEs that wait.
+    pub(super) receiving: u32,
     pub(super) parked: VecDeque<Parked>,
     pub(super) parked_bytes: u64,
     pub(super) expiring: BTreeSet<(Time, u64)>,
@@ -64,52 +71,13 @@ pub(super) struct Entry {
     pub(super) duplicated: bool,
 }
 
-/// A subscription.
-pub(super) struct Consumer {
-    pub(super) token: u64,
-    pub(super) session: u32,
-    pub(super) lease_ms: u64,
-    pub(super) credit: u32,
-    pub(super) credit_bytes: u64,
-    pub(super) held: u32,
-    pub(super) held_bytes: u64,
-    /// It is in no turn, for want of room.
-    pub(super) resting: bool,
-    /// Of a fanout.
-    pub(super) lane: Lane,
-}
-
-/// Who can be given messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taker {
-    Consumer(u32),
-    Receive(u32),
-}
-
 /// A message that waits for room.
 pub(super) struct Parked {
+    /// Since when.
+    pub(super) since: Time,
     pub(super) token: u64,
     pub(super) session: u32,
     pub(super) send: Send,
-}
-
-impl Consumer {
-    fn has_room(&self, length: u64) -> bool {
-        self.held < self.credit
-            && (self.held == 0 || self.held_bytes.saturating_add(length) <= self.credit_bytes)
-    }
-
-    /// Counts a message of so many bytes as held: the lease of `number`, which this is.
-    fn hold(&mut self, number: u32, length: u64, waiting: Waiting, now: Time) -> Lease {
-        self.held += 1;
-        self.held_bytes += length;
-        Lease {
-            session: self.session,
-            consumer: Some(number),
-            until: now.after_ms(self.lease_ms),
-            attempts: waiting.attempts + 1,
-        }
-    }
 }
 
 impl Queue {
@@ -213,6 +181,10 @@ impl Queue {
 
     /// Gives a RECEIVE as many as it takes and there are, and answers it.
     pub(super) fn fill(&mut self, number: u32, now: Time, shared: &mut Shared) {
+        let waits = shared.receives.get(&number);
+        if !waits.is_some_and(|waits| waits.queues.contains(&self.number)) {
+            return;
+        }
         let Some(receive) = shared.receives.remove(&number) else { return };
         let until = now.after_ms(receive.lease_ms.unwrap_or(self.options.lease_ms));
         let mut bytes = 0;
@@ -236,8 +208,11 @@ impl Queue {
                 taken.extend(self.hand_out(id, lease, now, shared));
                 self.common.ready.remove(&id);
                 self.counters.acked += 1;
-                let entry = self.remove(id, shared);
-                self.counters.done_us += entry.map_or(0, |entry| now.us_since(entry.arrived));
+                if let Some(entry) = self.remove(id, shared) {
+                    let about = (entry.arrived, &entry.record);
+                    shared.trace.push(now, What::Acked, &self.name, (id, receive.session), about);
+                    self.counters.done_us += now.us_since(entry.arrived);
+                }
             } else {
                 self.deliver(id, lease, receive.token, now, shared);
                 self.common.lease(id, lease);
@@ -426,7 +401,7 @@ impl Queue {
     }
 
     /// Puts a message that is in no lane for now back into its own, of which it is still counted to be;
-    /// if that has gone, into the common one, unless other consumers have it.
+    /// if that has gone, and other consumers do not have it, into those there are, or else the common one.
     pub(super) fn put_back(
         &mut self,
         id: u64,
@@ -440,6 +415,15 @@ impl Queue {
         let stays = self.lane(lane).is_some();
         if !stays && elsewhere {
             self.leave(id, shared);
+            return;
+        }
+        if !stays && !self.consumers.is_empty() {
+            // nobody else has had it: it is for those who are there now, as one that has just come in
+            self.discharge(LANE_BYTES, shared);
+            self.admit(id, attempts, shared);
+            if expires.is_some_and(|expires| expires <= now) {
+                self.expire(id, now, shared);
+            }
             return;
         }
         let lane = if stays { lane } else { None };
@@ -539,11 +523,15 @@ impl Queue {
         }
     }
 
-    /// Messages that nobody holds, from the oldest on.
-    pub(super) fn free_ids(&self) -> Box<dyn Iterator<Item = u64> + '_> {
+    /// Messages that nobody holds, from the oldest on. `looks_max`: of a fanout, in how many places to look
+    /// for them.
+    pub(super) fn free_ids(&self, looks_max: usize) -> Box<dyn Iterator<Item = u64> + '_> {
         match self.options.mode {
             Mode::Share => Box::new(self.common.ready.keys().copied()),
-            Mode::Fanout => Box::new(self.entries.keys().copied().filter(|id| self.is_free(*id))),
+            Mode::Fanout => {
+                let ids = self.entries.keys().copied().take(looks_max / (self.consumers.len() + 1));
+                Box::new(ids.filter(|id| self.is_free(*id)))
+            }
         }
     }
 
@@ -573,9 +561,19 @@ impl Queue {
         }
     }
 
+    /// One RECEIVE less waits. Those that are over are taken out of the turn once they are the most in it.
+    pub(super) fn end_receive(&mut self, receives: &Table<u32, Waits>) {
+        self.receiving -= 1;
+        if self.turn.len() > 2 * (self.receiving as usize + self.consumers.len()) + TURN_SPARE {
+            self.turn.retain(|taker| match taker {
+                Taker::Consumer(_) => true,
+                Taker::Receive(number) => receives.contains_key(number),
+            });
+        }
+    }
+
     /// Somebody takes its messages.
     pub(super) fn is_alive(&self) -> bool {
-        !self.consumers.is_empty()
-            || self.turn.iter().any(|taker| matches!(taker, Taker::Receive(_)))
+        !self.consumers.is_empty() || self.receiving > 0
     }
 }

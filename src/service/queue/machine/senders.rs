@@ -9,6 +9,9 @@ use crate::store::{Judgement, Seen, SendId};
 /// Of how many messages of a sender the ids are known, too.
 pub const RECENT_MAX: usize = 256;
 
+/// SENDs that wait for what becomes of one message, besides the first.
+const JOINED_MAX: usize = 64;
+
 /// How much later a sender is taken to have sent last before that is written down.
 const USE_GRAIN: u64 = 1_024;
 
@@ -97,19 +100,23 @@ impl Senders {
         self.under_way.entry(send_id.sender).or_default().entry(send_id.sequence).or_default();
     }
 
-    /// Another waits for what becomes of it too. `is_there`: whether a session has not gone.
+    /// Another waits for what becomes of it too, unless too many do. `is_there`: whether a session has not gone.
     pub(super) fn join(
         &mut self,
         send_id: SendId,
         waiting: Waiting,
         is_there: impl Fn(u32) -> bool,
-    ) {
-        let Some(waits) = self.waits(send_id) else { return };
+    ) -> bool {
+        let Some(waits) = self.waits(send_id) else { return false };
         // a client that is cut off again and again leaves one behind each time
-        if waits.len().is_power_of_two() {
+        if waits.len() >= JOINED_MAX {
             waits.retain(|waiting| is_there(waiting.session));
         }
-        waits.push(waiting);
+        let room = waits.len() < JOINED_MAX;
+        if room {
+            waits.push(waiting);
+        }
+        room
     }
 
     /// Who sent the same and is still there, and is now the one who sends it.

@@ -2,16 +2,22 @@
 
 use bytes::Bytes;
 
-use super::Machine;
 use super::command::{Answer, Effect, Refusal, Send, What};
 use super::queue::{Entry, Parked, Queue};
 use super::senders::{Known, Waiting};
 use super::shared::{Place, Shared, Waiter};
 use super::{ENTRY_BYTES, Kind, LANE_BYTES, PARKED_BYTES_MAX, PARKED_MAX, RECORD_BYTES_MAX};
+use super::{Machine, Withdrawing};
 use crate::service::queue::options::{Mode, Policy, QueueOptions};
 use crate::service::queue::protocol::with_dead_letter;
 use crate::store::{Op, SendId, StoreError, Stored, Time};
 use crate::wire::errno;
+
+/// WITHDRAWs that wait for one message.
+const WITHDRAWING_MAX: usize = 16;
+
+/// In how many places a SEND to a full fanout looks for old messages that nobody holds.
+const LOOKS_MAX: usize = 8_192;
 
 /// A message that there is room for.
 struct Arrival {
@@ -29,7 +35,12 @@ impl Machine {
                 Known::UnderWay => {
                     self.sessions.entry(session).or_default();
                     let is_there = |session| self.sessions.contains_key(&session);
-                    return self.senders.join(send_id, Waiting { token, session }, is_there);
+                    if !self.senders.join(send_id, Waiting { token, session }, is_there) {
+                        let text = "it was sent often enough, and is under way";
+                        let refusal = Refusal::new(errno::EBUSY, text);
+                        self.shared.answer(token, Answer::Refused(refusal));
+                    }
+                    return;
                 }
                 Known::Before(place) => {
                     let answer = Answer::Sent { id: place.map(|place| place.id), again: true };
@@ -44,16 +55,23 @@ impl Machine {
         }
         let send_id = send.send_id;
         if let Err(refusal) = self.take_in(now, session, token, send) {
-            self.refuse_send(token, send_id, refusal);
+            self.refuse_send(now, token, send_id, refusal);
         }
     }
 
     /// Says that a message was not taken in.
-    pub(super) fn refuse_send(&mut self, token: u64, send_id: Option<SendId>, refusal: Refusal) {
+    pub(super) fn refuse_send(
+        &mut self,
+        now: Time,
+        token: u64,
+        send_id: Option<SendId>,
+        refusal: Refusal,
+    ) {
         let others = send_id.map(|send_id| self.senders.failed(send_id)).unwrap_or_default();
         for token in std::iter::once(token).chain(others.iter().map(|other| other.token)) {
             self.shared.answer(token, Answer::Refused(refusal.clone()));
         }
+        self.end_withdrawing(now, send_id, None);
     }
 
     fn take_in(&mut self, now: Time, session: u32, token: u64, send: Send) -> Result<(), Refusal> {
@@ -103,7 +121,7 @@ impl Machine {
                     self.senders.start(send_id);
                 }
                 shared.effects.push(Effect::Parked { token });
-                queue.parked.push_back(Parked { token, session, send });
+                queue.parked.push_back(Parked { since: now, token, session, send });
                 self.sessions.entry(session).or_default().parking.insert(number);
                 return Ok(());
             }
@@ -112,11 +130,13 @@ impl Machine {
             let text = format!("the queue {name:?} is full");
             return refused(queue, errno::ENOBUFS, text);
         }
-        self.place(now, session, Some(token), number, send);
+        self.place(now, number, Parked { since: now, token, session, send });
         Ok(())
     }
 
-    fn place(&mut self, now: Time, session: u32, token: Option<u64>, number: u32, send: Send) {
+    /// Puts a message into its queue, which has room for it. Its time to live began when it came.
+    fn place(&mut self, now: Time, number: u32, parked: Parked) {
+        let Parked { since, token, session, send } = parked;
         let Some(queue) = self.queues.get_mut(&number) else { return };
         let ttl_max = Some(queue.options.ttl_ms_max).filter(|max| *max > 0);
         let ttl = match (send.ttl_ms, ttl_max) {
@@ -126,7 +146,7 @@ impl Machine {
         let send_id = send.send_id;
         let arrival = Arrival {
             record: send.record,
-            expires: ttl.map(|ttl| now.after_ms(ttl)),
+            expires: ttl.map(|ttl| since.after_ms(ttl)),
             send_id,
             reply_to: send.reply_to.map(Into::into),
         };
@@ -134,34 +154,56 @@ impl Machine {
         let id = queue.append(now, session, arrival, &mut self.shared, waiter);
         if !queue.durable {
             queue.admit(id, 0, &mut self.shared);
-            self.answer_sent(token, send_id, number, id);
+            self.answer_sent(now, token, send_id, (number, id));
         } else if let Some(send_id) = send_id {
             self.senders.start(send_id);
         }
     }
 
-    fn answer_sent(&mut self, token: Option<u64>, send_id: Option<SendId>, queue: u32, id: u64) {
+    fn answer_sent(
+        &mut self,
+        now: Time,
+        token: u64,
+        send_id: Option<SendId>,
+        (queue, id): (u32, u64),
+    ) {
         let others = send_id.map(|send_id| self.senders.stored(send_id, queue, id));
-        if let Some(token) = token {
-            self.shared.answer(token, Answer::Sent { id: Some(id), again: false });
-        }
+        self.shared.answer(token, Answer::Sent { id: Some(id), again: false });
         for Waiting { token, .. } in others.unwrap_or_default() {
             self.shared.answer(token, Answer::Sent { id: Some(id), again: true });
         }
+        self.end_withdrawing(now, send_id, Some((queue, id)));
     }
 
     /// Lets messages in for which there was no room.
     pub(super) fn unpark(&mut self, now: Time, number: u32) {
         while let Some(queue) = self.queues.get_mut(&number)
             && let Some(first) = queue.parked.front()
-            && queue.has_room(first.send.record.len() as u64)
-            && let Some(parked) = queue.parked.pop_front()
         {
-            let length = parked.send.record.len() as u64;
+            let length = first.send.record.len() as u64;
+            if queue.options.policy == Policy::DropOldest {
+                queue.make_room(length, now, &mut self.shared);
+            }
+            if !queue.has_room(length) {
+                return;
+            }
+            let Some(parked) = queue.parked.pop_front() else { return };
             queue.parked_bytes -= length;
             queue.discharge(length + ENTRY_BYTES, &mut self.shared);
-            self.place(now, parked.session, Some(parked.token), number, parked.send);
+            self.place(now, number, parked);
         }
+    }
+
+    /// Gives up a message that waited for room.
+    pub(super) fn drop_parked(&mut self, now: Time, number: u32, parked: Parked, refusal: Refusal) {
+        let length = parked.send.record.len() as u64;
+        if let Some(queue) = self.queues.get_mut(&number) {
+            queue.parked_bytes -= length;
+            queue.discharge(length + ENTRY_BYTES, &mut self.shared);
+            // those behind it may fit
+            queue.touch(&mut self.shared);
+        }
+        self.refuse_send(now, parked.token, parked.send.send_id, refusal);
     }
 
     /// The oldest batch that was polled is through.
@@ -179,9 +221,7 @@ impl Machine {
                         queue.forget_unstored(id, &mut self.shared);
                         queue.counters.refused += 1;
                     }
-                    if let Some(token) = token {
-                        self.refuse_send(token, send_id, unstored(error));
-                    }
+                    self.refuse_send(now, token, send_id, unstored(error));
                 }
                 (Waiter::Created { queue, answer }, Ok(())) => {
                     if let Some(queue) = self.queues.get_mut(&queue) {
@@ -198,7 +238,7 @@ impl Machine {
                     }
                 }
                 (Waiter::Created { queue, answer }, Err(error)) => {
-                    self.forget_queue(queue, &unstored(error));
+                    self.forget_queue(now, queue, &unstored(error));
                     if let Some((token, _)) = answer {
                         self.shared.answer(token, Answer::Refused(unstored(error)));
                     }
@@ -218,24 +258,17 @@ impl Machine {
         }
     }
 
-    fn sent(
-        &mut self,
-        now: Time,
-        number: u32,
-        id: u64,
-        token: Option<u64>,
-        send_id: Option<SendId>,
-    ) {
+    fn sent(&mut self, now: Time, number: u32, id: u64, token: u64, send_id: Option<SendId>) {
         let Some(queue) = self.queues.get_mut(&number) else {
             let refusal = Refusal::new(errno::ENOENT, "the queue is gone");
-            return self.refuse_send(token.unwrap_or_default(), send_id, refusal);
+            return self.refuse_send(now, token, send_id, refusal);
         };
         queue.admit(id, 0, &mut self.shared);
         // what was of no use any more before it was stored could not go until now
         if queue.entries.get(&id).is_some_and(|entry| entry.expires.is_some_and(|at| at <= now)) {
             queue.handle_time(now, &mut self.shared);
         }
-        self.answer_sent(token, send_id, number, id);
+        self.answer_sent(now, token, send_id, (number, id));
     }
 
     /// Sends what was delivered too often to the dead-letter queue; if that does not take it, it waits
@@ -244,6 +277,8 @@ impl Machine {
         let Some(queue) = self.queues.get_mut(&number) else { return };
         let Some(name) = queue.options.dead_letter.clone() else { return };
         let (from, durable) = (std::sync::Arc::clone(&queue.name), queue.durable);
+        // whoever has a transient queue may not be one to make others
+        let makes = queue.kind == Kind::Persistent;
         let Some(waiting) = queue.lane(lane).and_then(|lane| lane.ready.remove(&id)) else {
             return;
         };
@@ -254,7 +289,10 @@ impl Machine {
         let place = Place { queue: number, id, lane, attempts: waiting.attempts };
         let to = match self.names.get(name.as_str()) {
             Some(to) => Some(*to),
-            None => self.add_queue(&name, Kind::Persistent, None, QueueOptions::default()).ok(),
+            None if makes => {
+                self.add_queue(&name, Kind::Persistent, None, QueueOptions::default()).ok()
+            }
+            None => None,
         };
         let bytes_left = self.options.bytes_max.saturating_sub(self.shared.memory);
         let arrival = Arrival { record, expires: None, send_id: None, reply_to };
@@ -313,19 +351,62 @@ impl Machine {
         name: &str,
         send_id: SendId,
     ) -> Result<Option<Answer>, Refusal> {
+        let under_way = self.senders.judge(send_id) == Known::UnderWay;
         let place = self.senders.recent(send_id);
-        let (queue, shared) = self.queue(name)?;
-        let missing = || Refusal::new(errno::ENOENT, "there is no such message any more");
-        let place = place.filter(|place| place.queue == queue.number).ok_or_else(missing)?;
+        let (queue, _) = self.queue(name)?;
+        let number = queue.number;
+        if under_way {
+            let at = queue.parked.iter().position(|parked| parked.send.send_id == Some(send_id));
+            if let Some(parked) = at.and_then(|at| queue.parked.remove(at)) {
+                let refusal = Refusal::new(errno::ENOENT, "the message was taken back");
+                self.drop_parked(now, number, parked, refusal);
+                return Ok(Some(Answer::Done));
+            }
+            // it is being stored, and goes before anybody gets it
+            let waiting = self.withdrawing.entry(send_id).or_default();
+            if waiting.len() >= WITHDRAWING_MAX {
+                return Err(Refusal::new(errno::EBUSY, "the message is under way"));
+            }
+            waiting.push(Withdrawing { token, queue: number });
+            return Ok(None);
+        }
+        let place = place.filter(|place| place.queue == number).ok_or_else(not_there)?;
         let entry = queue.entries.get(&place.id).filter(|entry| entry.send_id == Some(send_id));
-        entry.ok_or_else(missing)?;
-        if !queue.is_free(place.id) {
+        entry.ok_or_else(not_there)?;
+        self.take_back(now, token, number, place.id)
+    }
+
+    fn take_back(
+        &mut self,
+        now: Time,
+        token: u64,
+        number: u32,
+        id: u64,
+    ) -> Result<Option<Answer>, Refusal> {
+        let queue = self.queues.get_mut(&number).ok_or_else(not_there)?;
+        if !queue.is_free(id) {
             return Err(Refusal::new(errno::EBUSY, "a consumer holds the message"));
         }
-        queue.drop_entry(place.id, now, shared);
+        queue.drop_entry(id, now, &mut self.shared);
         let durable = queue.durable;
         Ok(self.answer_when_stored(token, Answer::Done, durable))
     }
+
+    /// A message is in a queue, or not: those who wanted it back can be told.
+    fn end_withdrawing(&mut self, now: Time, send_id: Option<SendId>, place: Option<(u32, u64)>) {
+        let waiting = send_id.and_then(|send_id| self.withdrawing.remove(&send_id));
+        for Withdrawing { token, queue } in waiting.unwrap_or_default() {
+            let outcome = match place.filter(|(number, _)| *number == queue) {
+                Some((number, id)) => self.take_back(now, token, number, id),
+                None => Err(not_there()),
+            };
+            self.answer_outcome(token, outcome);
+        }
+    }
+}
+
+fn not_there() -> Refusal {
+    Refusal::new(errno::ENOENT, "there is no such message any more")
 }
 
 impl Queue {
@@ -354,7 +435,7 @@ impl Queue {
             messages < self.options.messages_max && bytes + length <= self.options.bytes_max
         };
         let mut oldest = Vec::new();
-        let mut free = self.free_ids();
+        let mut free = self.free_ids(LOOKS_MAX);
         while !fits(left) {
             let Some(id) = free.next() else { return };
             left = (left.0 - 1, left.1 - self.length(id));

@@ -42,7 +42,7 @@ pub(super) enum Waiter {
         queue: u32,
         id: u64,
         session: u32,
-        token: Option<u64>,
+        token: u64,
         send_id: Option<SendId>,
     },
     Created {

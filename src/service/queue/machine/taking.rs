@@ -1,8 +1,9 @@
 //! Consumers: they subscribe or ask, hold messages, and are done with them or not.
 
 use super::command::{Answer, Effect, Receive, Refusal, Subscribe, What};
+use super::consumer::{Consumer, Taker};
 use super::lane::Lane;
-use super::queue::{Consumer, Queue, Taker};
+use super::queue::Queue;
 use super::shared::{Shared, Waits};
 use super::{CREDIT_MAX, Machine, RECEIVE_QUEUES_MAX, TAILS_MAX, Tail, WAITING_PER_SESSION_MAX};
 use crate::service::queue::options::Mode;
@@ -36,6 +37,8 @@ impl Machine {
                 numbers.push(queue.number);
             }
         }
+        // whoever came before has what there was
+        self.settle_queues(now);
         let number = self.new_taker();
         let held = self.sessions.entry(session).or_default();
         if held.receives.len() >= WAITING_PER_SESSION_MAX {
@@ -54,12 +57,20 @@ impl Machine {
             deadline,
         };
         self.shared.receives.insert(number, waits);
+        for queue in &numbers {
+            let Some(queue) = self.queues.get_mut(queue) else { continue };
+            queue.last_taken = Some(now);
+            queue.receiving += 1;
+        }
         for queue in numbers {
             let Some(queue) = self.queues.get_mut(&queue) else { continue };
-            queue.last_taken = Some(now);
             queue.turn.push_back(Taker::Receive(number));
-            queue.touch(&mut self.shared);
+            queue.pump(now, &mut self.shared);
+            if !self.shared.receives.contains_key(&number) {
+                break;
+            }
         }
+        self.clear_finished();
         Ok(None)
     }
 
@@ -110,9 +121,10 @@ impl Machine {
         let Some(queue) = self.queues.get_mut(&queue) else { return };
         let shared = &mut self.shared;
         queue.turn.retain(|taker| *taker != Taker::Consumer(number));
+        let count = queue.consumers.get(&number).map_or(0, |consumer| consumer.held as usize);
         let leases = queue.common.leases.iter();
-        let held: Vec<u64> =
-            leases.filter(|(_, lease)| lease.consumer == Some(number)).map(|(id, _)| *id).collect();
+        let held = leases.filter(|(_, lease)| lease.consumer == Some(number)).map(|(id, _)| *id);
+        let held: Vec<u64> = held.take(count).collect();
         for id in held {
             queue.give_back(id, None, false, now, shared);
         }
@@ -151,10 +163,8 @@ impl Machine {
             }
         }
         let durable = queue.durable;
-        match refusal {
-            Some(refusal) => Err(refusal),
-            None => Ok(self.answer_when_stored(token, Answer::Done, durable)),
-        }
+        let answer = refusal.map_or(Answer::Done, Answer::Refused);
+        Ok(self.answer_when_stored(token, answer, durable))
     }
 
     pub(super) fn nack(&mut self, now: Time, session: u32, name: &str, ids: &[u64]) -> Outcome {

@@ -177,7 +177,7 @@ numbers! {
         BYTES = 42,
         /// A time.
         OLDEST = 43,
-        /// Eight numbers of 8 bytes.
+        /// Numbers of 8 bytes, see `proto-spec/queue.md` section 6.
         COUNTERS = 44,
         /// A time.
         EXPIRES = 45,
@@ -213,7 +213,7 @@ numbers! {
         EXCLUSIVE = 2,
         /// Also what others hold.
         FORCE = 4,
-        /// Done with as soon as delivered.
+        /// Done with before it is delivered.
         AUTO_ACK = 8,
         /// Only if nothing is in it.
         IF_EMPTY = 16,
