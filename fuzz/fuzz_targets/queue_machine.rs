@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use nlbus::service::queue::machine::{
-    Answer, Command, Create, Effect, Machine, MachineOptions, Receive, Send, Subscribe,
+    Answer, Command, Create, Effect, Machine, MachineOptions, QueueInfo, Receive, Send, Subscribe,
 };
 use nlbus::service::queue::{Kind, Mode, Policy, QueueOptions};
 use nlbus::store::{Loaded, SendId, StoreError, Time};
@@ -192,7 +192,7 @@ impl World {
     }
 
     /// The counts agree, once nothing is under way.
-    fn check(&mut self) {
+    fn check(&mut self) -> Vec<QueueInfo> {
         self.settle();
         self.token += 1;
         let list = Command::List { prefix: String::new(), alive: false };
@@ -212,6 +212,7 @@ impl World {
             let gone = counters.acked + counters.expired + counters.dropped + counters.dead;
             assert_eq!(counters.sent, gone + queue.messages, "{queue:?}");
         }
+        queues
     }
 }
 
@@ -245,7 +246,7 @@ fuzz_target!(|data: &[u8]| {
             3 | 4 => world.stored(Ok(())),
             5 => world.stored(Err(StoreError::Full)),
             6 => world.stored(Err(StoreError::Owed { full: input.byte() & 1 == 0 })),
-            7 => world.check(),
+            7 => drop(world.check()),
             8 => world.poll(),
             _ => {
                 let command = input.command();
@@ -256,7 +257,9 @@ fuzz_target!(|data: &[u8]| {
     for session in 1..4 {
         world.machine.handle_gone(world.now, session);
     }
-    world.check();
+    for queue in world.check() {
+        assert_eq!((queue.consumers, queue.leased, queue.owner), (0, 0, None), "{queue:?}");
+    }
     assert!(world.durable || world.under_way == 0);
     // every message that nobody holds can be removed, and nothing is left of it
     for queue in QUEUES {
