@@ -113,11 +113,17 @@ async fn produce(
     }
 }
 
-async fn consume(client: Client, number: u32, book: Shared) {
+/// Until `over`: then with nothing under way of which it is not known what became of it.
+async fn consume(client: Client, number: u32, book: Shared, mut over: watch::Receiver<bool>) {
     let options = SubscribeOptions::default().credit(64);
     let mut consumer = client.subscribe("q", options).await.unwrap();
     let mut turn = number;
-    while let Some(Ok(message)) = consumer.next().await {
+    loop {
+        let message = tokio::select! {
+            Some(Ok(message)) = consumer.next() => message,
+            _ = over.wait_for(|over| *over) => return,
+            else => return,
+        };
         let payload = String::from_utf8(message.payload().to_vec()).unwrap();
         let again = {
             let mut book = book.lock().unwrap();
@@ -184,10 +190,11 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
     }
     drop(count);
     let mut consumers = JoinSet::new();
+    let stop = watch::Sender::new(false);
     let watching = connect(&url).await;
     let client = connect(&url).await;
     for number in 0..CONSUMERS {
-        consumers.spawn(consume(client.clone(), number, Arc::clone(&book)));
+        consumers.spawn(consume(client.clone(), number, Arc::clone(&book), stop.subscribe()));
     }
     drop(client);
     for round in 0..rounds {
@@ -217,7 +224,8 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
     }
     drop(counted);
     timeout(HANG, async { while producers.join_next().await.is_some() {} }).await.unwrap();
-    consumers.shutdown().await;
+    stop.send_replace(true);
+    timeout(HANG, async { while consumers.join_next().await.is_some() {} }).await.unwrap();
 
     // what is left is all that was not acknowledged
     let client = connect(&url).await;
@@ -261,5 +269,43 @@ async fn a_broker_that_is_killed_loses_nothing_and_brings_nothing_back() {
         book.answered.len(),
         book.acked.len(),
     );
+    drop(serve);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_for_good_does_not_come_again_however_a_broker_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let url = format!("unix://{}", text(&directory.path().join("socket")));
+    let start = || {
+        let (state, url) = (text(&state).to_owned(), url.clone());
+        tokio::task::spawn_blocking(move || Serve::start(&["--queues", "--state", &state, &url], 1))
+    };
+    let mut serve = start().await.unwrap();
+    let client = connect(&url.parse().unwrap()).await;
+    client.create("q", None).await.unwrap();
+    let mut taken = BTreeSet::new();
+    let mut sent = 0;
+    for _ in 0..8 {
+        let many = (0..200).map(|n| OutMessage::new((sent + n).to_string()));
+        client.send_all("q", many).await.unwrap();
+        sent += 200;
+        // killed the moment that some have arrived, with others on their way
+        let options = ReceiveOptions::default().messages_max(20).auto_ack().wait(HANG);
+        for _ in 0..3 {
+            for message in timeout(HANG, client.receive(&["q"], options)).await.unwrap().unwrap() {
+                assert!(taken.insert(message.payload().clone()), "{message:?} came again");
+            }
+        }
+        drop(serve);
+        serve = start().await.unwrap();
+    }
+    let options = ReceiveOptions::default().messages_max(1_000).auto_ack();
+    let rest = timeout(HANG, client.receive(&["q"], options)).await.unwrap().unwrap();
+    for message in rest {
+        assert!(taken.insert(message.payload().clone()), "{message:?} came again");
+    }
+    assert!(!taken.is_empty());
     drop(serve);
 }

@@ -463,3 +463,22 @@ fn checksum(message: &Stored) -> u32 {
     }
     crc32c::crc32c_append(crc, record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_synced_before_it_returns() {
+        let directory = tempfile::tempdir().unwrap();
+        let (database, _) = Database::open(directory.path(), StoreOptions::default()).unwrap();
+        let text = |name: &str| {
+            let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+            database.connection.pragma_query_value(None, name, value).unwrap()
+        };
+        // what sqlite.org says of a log that outlives a power cut: https://sqlite.org/pragma.html#pragma_synchronous
+        assert_eq!(text("journal_mode"), "wal".to_owned().into());
+        assert_eq!(text("synchronous"), 2.into(), "FULL");
+        assert_eq!(text("locking_mode"), "exclusive".to_owned().into());
+    }
+}
