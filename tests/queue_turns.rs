@@ -206,3 +206,24 @@ fn an_ack_that_names_an_unknown_message_too_is_answered_when_the_others_are_gone
     queues.poll();
     refused(queues.answer(token), errno::ENOENT);
 }
+
+#[test]
+fn a_session_has_so_many_subscriptions_to_a_fanout_and_is_done_with_a_message_in_each() {
+    let mut queues = Queues::new(false);
+    queues.create("all", QueueOptions::default().mode(Mode::Fanout));
+    let tokens: Vec<u64> = (0..16).map(|_| queues.subscribe(1, "all")).collect();
+    let other = queues.subscribe(2, "all");
+    let once_more = queues.subscribe(1, "all");
+    refused(queues.answer(once_more), errno::EMFILE);
+    queues.ask(9, Command::Send(send("all", b"x")));
+    for token in tokens.iter().chain([&other]) {
+        assert_eq!(queues.delivered(*token), [1]);
+    }
+    let ack = || Command::Ack { queue: "all".to_owned(), ids: vec![1], force: false };
+    for _ in &tokens {
+        assert_eq!(queues.ask(1, ack()), Some(Answer::Done));
+    }
+    refused(queues.ask(1, ack()), errno::EPERM);
+    assert_eq!(queues.ask(2, ack()), Some(Answer::Done));
+    refused(queues.ask(2, ack()), errno::ENOENT);
+}

@@ -293,8 +293,15 @@ impl Queue {
         }
     }
 
-    /// In which lane `session` holds a message, or, if `force`, anybody does or it waits.
-    pub(super) fn find(&self, id: u64, session: u32, force: bool) -> Option<Option<u32>> {
+    /// In which lane `session` holds a message, or, if `force`, anybody does or it waits. `own`: its
+    /// subscriptions.
+    pub(super) fn find(
+        &self,
+        id: u64,
+        session: u32,
+        own: &[u32],
+        force: bool,
+    ) -> Option<Option<u32>> {
         let mine = |lane: &Lane| {
             lane.leases.get(&id).is_some_and(|lease| lease.session == session)
                 || lane.ready.get(&id).is_some_and(|waiting| waiting.late == Some(session))
@@ -306,8 +313,13 @@ impl Queue {
         if self.options.mode == Mode::Share || !self.entries.contains_key(&id) {
             return None;
         }
-        let mut consumers = self.consumers.iter();
-        consumers.find(|(_, consumer)| mine(&consumer.lane)).map(|(number, _)| Some(*number))
+        let is_mine =
+            |number: &&u32| self.consumers.get(number).is_some_and(|consumer| mine(&consumer.lane));
+        let found = match force {
+            true => self.consumers.keys().find(is_mine),
+            false => own.iter().find(is_mine),
+        };
+        found.copied().map(Some)
     }
 
     /// A consumer is done with a message.

@@ -10,6 +10,9 @@ use crate::service::queue::options::Mode;
 use crate::store::Time;
 use crate::wire::errno;
 
+/// Subscriptions of one session to one fanout: with each, every message is there once more.
+const FANOUT_PER_SESSION_MAX: usize = 16;
+
 type Outcome = Result<Option<Answer>, Refusal>;
 
 impl Machine {
@@ -82,6 +85,12 @@ impl Machine {
         if subscribe.credit == 0 {
             return Err(Refusal::new(errno::EINVAL, "a credit of 0 gets nothing"));
         }
+        if queue.options.mode == Mode::Fanout
+            && self.subscriptions(session, &subscribe.queue).len() >= FANOUT_PER_SESSION_MAX
+        {
+            let text = "the session has too many subscriptions to this fanout";
+            return Err(Refusal::new(errno::EMFILE, text));
+        }
         let held = self.sessions.entry(session).or_default();
         if held.consumers.len() >= WAITING_PER_SESSION_MAX {
             return Err(Refusal::new(errno::EMFILE, "the session has too many subscriptions"));
@@ -106,6 +115,14 @@ impl Machine {
         queue.turn.push_back(Taker::Consumer(number));
         queue.touch(shared);
         Ok(Some(Answer::Subscribed { consumer: number }))
+    }
+
+    /// The subscriptions of a session to a queue.
+    fn subscriptions(&self, session: u32, name: &str) -> Vec<u32> {
+        let session = self.sessions.get(&session);
+        let all = session.into_iter().flat_map(|session| &session.consumers);
+        let Some(queue) = self.names.get(name) else { return Vec::new() };
+        all.filter(|(_, of)| *of == queue).map(|(number, _)| *number).collect()
     }
 
     pub(super) fn unsubscribe(&mut self, now: Time, session: u32, consumer: u32) -> Outcome {
@@ -151,10 +168,11 @@ impl Machine {
         ids: &[u64],
         force: bool,
     ) -> Outcome {
+        let own = self.subscriptions(session, name);
         let (queue, shared) = self.queue(name)?;
         let mut refusal = None;
         for id in ids {
-            match queue.find(*id, session, force) {
+            match queue.find(*id, session, &own, force) {
                 Some(_) if force => queue.take_out(*id, What::Acked, now, shared),
                 Some(lane) => queue.ack(*id, lane, now, shared),
                 None => {
@@ -168,8 +186,9 @@ impl Machine {
     }
 
     pub(super) fn nack(&mut self, now: Time, session: u32, name: &str, ids: &[u64]) -> Outcome {
+        let own = self.subscriptions(session, name);
         let (queue, shared) = self.queue(name)?;
-        queue.each_lease(session, ids, |queue, id, lane| {
+        queue.each_lease((session, &own), ids, |queue, id, lane| {
             queue.give_back(id, lane, false, now, shared);
         })
     }
@@ -182,10 +201,11 @@ impl Machine {
         ids: &[u64],
         lease_ms: u64,
     ) -> Outcome {
+        let own = self.subscriptions(session, name);
         let (queue, shared) = self.queue(name)?;
         let until = now.after_ms(lease_ms);
         queue.schedule(until, shared);
-        queue.each_lease(session, ids, |queue, id, lane| {
+        queue.each_lease((session, &own), ids, |queue, id, lane| {
             if let Some(lane) = queue.lane(lane) {
                 lane.extend(id, until);
             }
@@ -292,13 +312,13 @@ impl Queue {
 
     fn each_lease(
         &mut self,
-        session: u32,
+        (session, own): (u32, &[u32]),
         ids: &[u64],
         mut act: impl FnMut(&mut Self, u64, Option<u32>),
     ) -> Outcome {
         let mut refusal = None;
         for id in ids {
-            let lane = self.find(*id, session, false);
+            let lane = self.find(*id, session, own, false);
             let leased = lane
                 .filter(|lane| self.lane(*lane).is_some_and(|lane| lane.leases.contains_key(id)));
             match leased {
