@@ -4,6 +4,7 @@ mod batch;
 mod connection;
 mod consumer;
 mod error;
+mod inbox;
 mod job;
 mod message;
 mod rpc;
