@@ -1,15 +1,17 @@
-//! Requests that go out together: many callers, one frame.
+//! Requests that go out together: many callers, one frame. One task sends them, in their order; over the
+//! next connection it begins with what had no answer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 
-use super::super::machine::Command;
-use super::super::protocol::{Body, Said, emit_command, emit_shutdown, read_answers};
+use super::super::protocol::read_answers;
 use super::connection::{Connection, Connections};
 use super::error::QueueError;
-use crate::endpoint::RequestOptions;
-use crate::wire::{HEADER_LEN, Header, align4};
+use super::job::Job;
+use crate::endpoint::{Answers, RequestOptions};
 
 /// Requests in one frame.
 const BATCH_MAX: usize = 256;
@@ -17,260 +19,161 @@ const BATCH_MAX: usize = 256;
 /// Bytes past which no further request is put into a frame.
 pub(super) const BATCH_BYTES: usize = 48 << 10;
 
-/// Frames of which the answers are still to come.
-const UNDER_WAY_MAX: usize = 512;
-
 /// The longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-type Answer = Result<Vec<Said>, QueueError>;
-
-/// What is asked for.
-pub(super) enum Task {
-    Command(Command),
-    /// Several sends; what is said of each, in their order.
-    Sends(Vec<Command>),
-    Shutdown,
-}
-
-/// A request, and who waits for its answer.
-pub(super) struct Job {
-    /// Its messages, as they are sent but for their sequence numbers.
-    bytes: Vec<u8>,
-    /// How many messages it has.
-    count: usize,
-    /// There are several sends, and each is answered.
-    each: bool,
-    /// It can be asked again without harm when it is not known whether it was carried out.
-    repeatable: bool,
-    /// Only over this connection.
-    over: Option<u64>,
-    /// Its answer has several messages, and an end.
-    many: bool,
-    said: Vec<Said>,
-    /// Sends without an answer.
-    open: usize,
-    answer: Option<oneshot::Sender<Answer>>,
-}
-
-impl Job {
-    pub(super) fn new(task: &Task, many: bool) -> (Self, oneshot::Receiver<Answer>) {
-        let (answer, receiver) = oneshot::channel();
-        let mut body = Body::default();
-        let count = match task {
-            Task::Command(command) => {
-                emit_command(command, 0, &mut body);
-                1
-            }
-            Task::Sends(sends) => {
-                sends.iter().for_each(|send| emit_command(send, 0, &mut body));
-                sends.len()
-            }
-            Task::Shutdown => {
-                emit_shutdown(0, &mut body);
-                1
-            }
-        };
-        let mut job = Self {
-            bytes: body.into_bytes(),
-            count,
-            each: matches!(task, Task::Sends(_)),
-            repeatable: task.is_repeatable(),
-            over: None,
-            many,
-            said: Vec::new(),
-            open: 0,
-            answer: Some(answer),
-        };
-        job.reset();
-        (job, receiver)
-    }
-
-    /// The same, over this connection or not at all.
-    pub(super) fn over(mut self, generation: u64) -> Self {
-        self.over = Some(generation);
-        self
-    }
-
-    /// Appends its messages, the first with the sequence number `first`.
-    fn emit(&self, first: usize, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.extend_from_slice(&self.bytes);
-        let mut rest = &mut out[start..];
-        let mut sequence = first as u32;
-        while let Ok(header) = Header::parse(rest)
-            && let Some((message, behind)) =
-                rest.split_at_mut_checked(align4(header.length as usize))
-        {
-            let header = Header { sequence, ..header };
-            message[..HEADER_LEN].copy_from_slice(&header.to_bytes());
-            sequence = sequence.wrapping_add(1);
-            rest = behind;
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        self.answer.as_ref().is_some_and(|answer| !answer.is_closed())
-    }
-
-    fn finish(&mut self, outcome: Answer) {
-        if let Some(answer) = self.answer.take() {
-            let _ = answer.send(outcome);
-        }
-    }
-
-    /// Before it is asked, for the first time or again.
-    fn reset(&mut self) {
-        self.said.clear();
-        if self.each {
-            self.open = self.count;
-            self.said.resize(self.count, Said::Done);
-        }
-    }
-
-    /// `at`: which of its messages is answered.
-    fn take(&mut self, at: usize, said: Said) {
-        match said {
-            Said::Refused(refusal) => {
-                let (errno, text) = (refusal.errno, refusal.text);
-                self.finish(Err(QueueError::Refused { errno, text }));
-            }
-            Said::Done if self.many => {
-                let said = std::mem::take(&mut self.said);
-                self.finish(Ok(said));
-            }
-            said if self.each => {
-                if let Some(place) = self.said.get_mut(at) {
-                    *place = said;
-                }
-                self.open = self.open.saturating_sub(1);
-                if self.open == 0 {
-                    let said = std::mem::take(&mut self.said);
-                    self.finish(Ok(said));
-                }
-            }
-            said if self.many => self.said.push(said),
-            said => self.finish(Ok(vec![said])),
-        }
-    }
-}
-
-impl Task {
-    fn is_repeatable(&self) -> bool {
-        match self {
-            Self::Shutdown => false,
-            Self::Sends(_) => true,
-            Self::Command(command) => !matches!(
-                command,
-                Command::Ack { .. }
-                    | Command::Nack { .. }
-                    | Command::Extend { .. }
-                    | Command::Destroy { .. }
-                    | Command::Unsubscribe { .. }
-            ),
-        }
-    }
-}
-
-/// Puts requests together until nobody is left who asks.
+/// Puts requests together and sends them until nobody is left who asks.
 pub(super) async fn run(connections: Arc<Connections>, mut jobs: mpsc::Receiver<Job>) {
-    let places = Arc::new(Semaphore::new(UNDER_WAY_MAX));
+    let mut batches = Batches {
+        connections,
+        current: 0,
+        lost: 0,
+        last: 0,
+        unsent: BTreeMap::new(),
+        under_way: JoinSet::new(),
+    };
     let mut next: Option<Job> = None;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let first = match next.take() {
             Some(job) => job,
-            None => match jobs.recv().await {
-                Some(job) => job,
-                None => return,
+            None => tokio::select! {
+                Some(ended) = batches.under_way.join_next() => {
+                    batches.take_back(ended);
+                    batches.send().await;
+                    continue;
+                }
+                job = jobs.recv() => match job {
+                    Some(job) => job,
+                    None => return,
+                },
             },
         };
         // whoever is ready to ask does so first: an answer to many wakes them one after the other
         tokio::task::yield_now().await;
+        let mut length = first.len();
         let mut batch = vec![first];
-        let mut length = batch[0].bytes.len();
         while batch.len() < BATCH_MAX
             && let Ok(job) = jobs.try_recv()
         {
-            length += job.bytes.len();
+            length += job.len();
             if length > BATCH_BYTES {
                 next = Some(job);
                 break;
             }
             batch.push(job);
         }
-        let connections = Arc::clone(&connections);
-        tokio::spawn(async move {
-            see_to(&connections, batch).await;
-            drop(place);
-        });
+        batches.last += 1;
+        batches.unsent.insert(batches.last, batch);
+        batches.send().await;
     }
 }
 
-/// Sends a batch, over as many connections as it takes.
-async fn see_to(connections: &Connections, mut batch: Vec<Job>) {
-    let mut generation = 0;
-    loop {
-        let connection = match connections.after(generation).await {
-            Ok(connection) => connection,
-            Err(error) => return batch.iter_mut().for_each(|job| job.finish(Err(error.clone()))),
-        };
-        batch.retain_mut(|job| {
-            let here = job.over.is_none_or(|over| over == connection.generation);
-            if !here {
-                job.finish(Err(QueueError::Lost));
+/// A batch that was lost with its connection, by its number.
+type Ended = Option<(u64, Vec<Job>)>;
+
+struct Batches {
+    connections: Arc<Connections>,
+    /// The connection that was sent over last.
+    current: u64,
+    /// The last one that is known to have ended.
+    lost: u64,
+    /// The number of the last batch.
+    last: u64,
+    /// By their numbers.
+    unsent: BTreeMap<u64, Vec<Job>>,
+    /// What waits for answers, over the current connection. It takes no more than those who ask have places.
+    under_way: JoinSet<Ended>,
+}
+
+impl Batches {
+    /// Sends all that is not sent, over as many connections as it takes.
+    async fn send(&mut self) {
+        while let Some(ended) = self.under_way.try_join_next() {
+            self.take_back(ended);
+        }
+        while !self.unsent.is_empty() {
+            let connection = match self.connections.after(self.lost).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    let batches = std::mem::take(&mut self.unsent);
+                    return batches.into_values().for_each(|batch| fail(batch, &error));
+                }
+            };
+            if connection.generation != self.current {
+                // the last link has ended, and so they all do
+                while let Some(ended) = self.under_way.join_next().await {
+                    self.take_back(ended);
+                }
+                self.current = connection.generation;
             }
-            here
-        });
-        if batch.is_empty() {
-            return;
+            let Some((number, mut batch)) = self.unsent.pop_first() else { return };
+            batch.retain_mut(|job| job.prepare(connection.generation));
+            if batch.is_empty() {
+                continue;
+            }
+            match ask(&self.connections.name, &connection, &batch).await {
+                Ok(answers) => {
+                    self.under_way.spawn(hand_out(answers, number, batch));
+                }
+                Err(QueueError::Lost) => self.take_back(Ok(Some((number, batch)))),
+                Err(error) => fail(batch, &error),
+            }
         }
-        let error = match exchange(&connections.name, &connection, &mut batch).await {
-            Ok(()) => QueueError::Nonsense,
-            Err(error) => error,
-        };
-        if !matches!(error, QueueError::Lost) {
-            return batch.iter_mut().for_each(|job| job.finish(Err(error.clone())));
-        }
-        generation = connection.generation;
-        connections.lost(generation);
-        for job in batch.iter_mut().filter(|job| !job.repeatable) {
-            job.finish(Err(QueueError::Lost));
-        }
-        batch.retain(Job::is_open);
-        batch.iter_mut().for_each(Job::reset);
-        if batch.is_empty() {
-            return;
-        }
+    }
+
+    fn take_back(&mut self, ended: Result<Ended, JoinError>) {
+        let Ok(Some((number, mut batch))) = ended else { return };
+        self.lost = self.current;
+        self.connections.lost(self.current);
+        batch.retain_mut(Job::survive);
+        self.unsent.insert(number, batch);
     }
 }
 
-/// Sends a batch and hands out the answers.
-async fn exchange(
-    name: &str,
-    connection: &Connection,
-    batch: &mut [Job],
-) -> Result<(), QueueError> {
-    let mut body = Vec::with_capacity(batch.iter().map(|job| job.bytes.len()).sum());
+fn fail(batch: Vec<Job>, error: &QueueError) {
+    for mut job in batch {
+        job.finish(Err(error.clone()));
+    }
+}
+
+async fn ask(name: &str, connection: &Connection, batch: &[Job]) -> Result<Answers, QueueError> {
+    let mut body = Vec::with_capacity(batch.iter().map(Job::len).sum());
+    let mut next = 0;
+    for job in batch {
+        job.emit(next, &mut body);
+        next += job.count();
+    }
+    let options = RequestOptions::default().deadline(None).message_bytes_max(ANSWER_BYTES_MAX);
+    Ok(connection.endpoint.ask_with(name, &body, options).await?)
+}
+
+/// Hands out answers until there is one to each request, or the connection is lost.
+async fn hand_out(mut answers: Answers, number: u64, mut batch: Vec<Job>) -> Ended {
     // the first number of each job, ascending
     let mut firsts = Vec::with_capacity(batch.len());
     let mut next = 0;
-    for job in batch.iter() {
+    for job in &batch {
         firsts.push(next);
-        job.emit(next, &mut body);
-        next += job.count;
+        next += job.count();
     }
-    let options = RequestOptions::default().deadline(None).message_bytes_max(ANSWER_BYTES_MAX);
-    let mut answers = connection.endpoint.ask_with(name, &body, options).await?;
-    while let Some(answer) = answers.next().await {
-        let read = read_answers(&answer?, |sequence, said| {
+    let error = loop {
+        let answer = match answers.next().await.map(|answer| answer.map_err(QueueError::from)) {
+            Some(Ok(answer)) => answer,
+            Some(Err(QueueError::Lost)) => return Some((number, batch)),
+            Some(Err(error)) => break error,
+            None => break QueueError::Nonsense,
+        };
+        let read = read_answers(&answer, |sequence, said| {
             let sequence = sequence as usize;
             let at = firsts.partition_point(|first| *first <= sequence).saturating_sub(1);
             if let Some(job) = batch.get_mut(at) {
                 job.take(sequence - firsts[at], said);
             }
         });
-        read.map_err(|_| QueueError::Nonsense)?;
-    }
-    Ok(())
+        if read.is_err() {
+            break QueueError::Nonsense;
+        }
+    };
+    fail(batch, &error);
+    None
 }

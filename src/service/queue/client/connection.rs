@@ -173,6 +173,9 @@ async fn keep_up(url: BusUrl, options: ClientOptions, inner: Arc<Inner>) {
         }
         info!(%url, generation, "connected");
         inner.news.notified().await;
+        if matches!(*inner.state.borrow(), State::Failed(_)) {
+            return;
+        }
     }
 }
 

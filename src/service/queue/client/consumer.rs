@@ -1,19 +1,23 @@
 //! Messages as they come, over one connection after another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{oneshot, watch};
 use tracing::debug;
 
-use super::super::machine::{Command, Create, Subscribe};
+use super::super::machine::{CREDIT_MAX, Command, Create, Subscribe};
 use super::super::protocol::{Body, Said, emit_command, read_answers};
 use super::connection::Connection;
 use super::error::QueueError;
+use super::inbox::Inbox;
+use super::job::{Task, check_names};
 use super::message::Message;
 use super::{Client, Shared, millis};
-use crate::endpoint::{Answers, RequestOptions};
+use crate::endpoint::RequestOptions;
+
+/// The longest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// How messages are taken as they come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,43 +61,46 @@ impl SubscribeOptions {
 }
 
 /// A subscription. If the connection is lost it is made again over the next one; what was held then
-/// comes again. Dropping it gives back what is held.
+/// comes again. Dropping it, at any time, ends it, and what waits to be taken is given back.
+///
+/// What waits so long that its lease ends is not handed out any more: the broker delivers it again, here or
+/// elsewhere.
 pub struct Consumer {
-    messages: mpsc::Receiver<Result<Message, QueueError>>,
-    client: Client,
-    consumer: Arc<std::sync::Mutex<Option<u32>>>,
-    generation: Arc<AtomicU64>,
+    inbox: Arc<Inbox>,
+    up: watch::Receiver<bool>,
+    /// It keeps the client in use.
+    _client: Client,
 }
 
 impl Consumer {
     /// Subscribes. `create` is made before, over each connection.
+    ///
+    /// Cancel-safe: dropped, there is no subscription, or it ends at once.
     pub(super) async fn start(
         client: &Client,
         queue: &str,
         options: SubscribeOptions,
         create: Option<Create>,
     ) -> Result<Self, QueueError> {
-        // what comes is bounded by the credit; the link is never held up for it
-        let (messages, receiver) = mpsc::channel(options.credit.clamp(1, 65_536) as usize);
+        let credit = options.credit.min(CREDIT_MAX.0);
+        let credit_bytes = options.credit_bytes.min(CREDIT_MAX.1);
         let mut commands: Vec<Command> = create.map(Command::Create).into_iter().collect();
         commands.push(Command::Subscribe(Subscribe {
             queue: queue.to_owned(),
-            credit: options.credit.min(65_536),
-            credit_bytes: options.credit_bytes,
+            credit,
+            credit_bytes,
             lease_ms: options.lease.map(millis),
         }));
-        let consumer = Arc::default();
-        let generation = Arc::default();
-        let mut stream = Stream {
-            commands,
-            messages,
-            consumer: Arc::clone(&consumer),
-            generation: Arc::clone(&generation),
-        };
+        commands.iter().try_for_each(check_names)?;
+        let inbox = Arc::new(Inbox::new(credit, credit_bytes));
+        let (up, is_up) = watch::channel(false);
+        let consumer = Self { inbox: Arc::clone(&inbox), up: is_up, _client: client.clone() };
+        let (begun, is_begun) = oneshot::channel();
         let shared = Arc::clone(&client.shared);
-        let (connection, answers) = stream.begin(&shared, 0).await?;
-        tokio::spawn(stream.run(shared, connection, answers));
-        Ok(Self { messages: receiver, client: client.clone(), consumer, generation })
+        let subscription = Subscription { shared, commands, inbox, up, begun: Some(begun) };
+        tokio::spawn(subscription.run());
+        is_begun.await.map_err(|_| QueueError::Lost)??;
+        Ok(consumer)
     }
 
     /// The next message; `None` when the subscription has ended, as when its queue was destroyed.
@@ -102,152 +109,128 @@ impl Consumer {
     /// # Errors
     /// Why it ended; after that, `None`.
     pub async fn next(&mut self) -> Option<Result<Message, QueueError>> {
-        loop {
-            let next = self.messages.recv().await?;
-            // what came over an earlier connection is not held any more, and comes again
-            let stale =
-                |message: &Message| message.generation < self.generation.load(Ordering::Relaxed);
-            if !next.as_ref().is_ok_and(stale) {
-                return Some(next);
-            }
-        }
+        self.inbox.next().await
+    }
+
+    /// Whether it is there over the connection of now. An error once it has ended.
+    pub(super) fn up(&self) -> watch::Receiver<bool> {
+        self.up.clone()
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        let consumer = self.consumer.lock().ok().and_then(|mut consumer| consumer.take());
-        if let (Some(consumer), Ok(runtime)) = (consumer, tokio::runtime::Handle::try_current()) {
-            let client = self.client.clone();
-            runtime.spawn(async move {
-                if let Err(error) = client.done(Command::Unsubscribe { consumer }).await {
-                    debug!(%error, "cannot unsubscribe");
-                }
-            });
-        }
+        self.inbox.close();
     }
 }
 
-struct Stream {
+/// The task of a [`Consumer`]: whatever it began at the broker, it ends.
+struct Subscription {
+    shared: Arc<Shared>,
     commands: Vec<Command>,
-    messages: mpsc::Sender<Result<Message, QueueError>>,
-    consumer: Arc<std::sync::Mutex<Option<u32>>>,
-    /// Of the last connection.
-    generation: Arc<AtomicU64>,
+    inbox: Arc<Inbox>,
+    up: watch::Sender<bool>,
+    /// Until it has begun for the first time.
+    begun: Option<oneshot::Sender<Result<(), QueueError>>>,
 }
 
-impl Stream {
-    /// Subscribes over a connection later than `generation`.
-    async fn begin(
-        &mut self,
-        shared: &Shared,
-        mut generation: u64,
-    ) -> Result<(Connection, Answers), QueueError> {
-        loop {
-            let connection = shared.connections.after(generation).await?;
-            match self.ask(&shared.connections.name, &connection).await {
-                Ok(answers) => return Ok((connection, answers)),
+impl Subscription {
+    async fn run(mut self) {
+        let mut generation = 0;
+        let outcome = loop {
+            let connection = tokio::select! {
+                biased;
+                () = self.inbox.closed() => return,
+                connection = self.shared.connections.after(generation) => connection,
+            };
+            let connection = match connection {
+                Ok(connection) => connection,
+                Err(error) => break Err(error),
+            };
+            match self.follow(&connection).await {
                 Err(QueueError::Lost) => {
+                    self.up.send_replace(false);
+                    self.inbox.clear();
                     generation = connection.generation;
-                    shared.connections.lost(generation);
+                    self.shared.connections.lost(generation);
                 }
-                Err(error) => return Err(error),
+                outcome => break outcome,
             }
+        };
+        match self.begun.take() {
+            Some(begun) => drop(begun.send(outcome)),
+            None => self.inbox.end(outcome.err()),
         }
     }
 
-    async fn ask(&mut self, name: &str, connection: &Connection) -> Result<Answers, QueueError> {
+    /// Subscribes over a connection, and takes what comes until that ends or nobody listens.
+    async fn follow(&mut self, connection: &Connection) -> Result<(), QueueError> {
         let mut body = Body::default();
         for (sequence, command) in self.commands.iter().enumerate() {
             emit_command(command, sequence as u32, &mut body);
         }
-        let options = RequestOptions::default().deadline(None).message_bytes_max(64 << 20);
+        let subscribe = self.commands.len() - 1;
+        let name = self.shared.connections.name.as_str();
+        let options = RequestOptions::default().deadline(None).message_bytes_max(ANSWER_BYTES_MAX);
         let mut answers = connection.endpoint.ask_with(name, body.as_bytes(), options).await?;
+        let mut consumer = None;
+        let mut refused = None;
+        let mut is_over = false;
         loop {
-            let body = answers.next().await.ok_or(QueueError::Nonsense)??;
-            let mut begun = false;
-            let mut refused = None;
-            let mut early = Vec::new();
-            let read = read_answers(&body, |_, said| match said {
-                Said::Subscribed(consumer) => {
-                    begun = true;
-                    if let Ok(mut place) = self.consumer.lock() {
-                        *place = Some(consumer);
+            let body = match consumer {
+                // whoever asks for a subscription gets its number, and cannot end it before
+                None => answers.next().await,
+                Some(consumer) => tokio::select! {
+                    body = answers.next() => body,
+                    () = self.inbox.closed() => {
+                        // what still comes of it is passed over
+                        drop(answers);
+                        self.unsubscribe(consumer, connection.generation).await;
+                        return Ok(());
                     }
-                }
-                Said::Refused(refusal) => refused = Some(refusal),
-                Said::Message(delivery) => early.push(delivery),
-                _ => {}
-            });
-            read.map_err(|_| QueueError::Nonsense)?;
-            if let Some(refusal) = refused {
-                return Err(QueueError::Refused { errno: refusal.errno, text: refusal.text });
-            }
-            for delivery in early {
-                // what came over the last connection may still take up the room
-                let message = Message::new(delivery, connection.generation);
-                let _ = self.messages.send(Ok(message)).await;
-            }
-            if begun {
-                return Ok(answers);
-            }
-        }
-    }
-
-    async fn run(mut self, shared: Arc<Shared>, mut connection: Connection, mut answers: Answers) {
-        loop {
-            let outcome = self.pass_on(&connection, &mut answers).await;
-            let error = match outcome {
-                Ok(()) => return,
-                Err(QueueError::Lost) => {
-                    let generation = connection.generation;
-                    self.generation.store(generation + 1, Ordering::Relaxed);
-                    shared.connections.lost(generation);
-                    match self.begin(&shared, generation).await {
-                        Ok(begun) => {
-                            (connection, answers) = begun;
-                            continue;
-                        }
-                        Err(error) => error,
-                    }
-                }
-                Err(error) => error,
+                },
             };
-            let _ = self.messages.send(Err(error)).await;
-            return;
-        }
-    }
-
-    /// Until the subscription ends, or nobody listens.
-    async fn pass_on(
-        &mut self,
-        connection: &Connection,
-        answers: &mut Answers,
-    ) -> Result<(), QueueError> {
-        loop {
-            let body = tokio::select! {
-                body = answers.next() => body,
-                () = self.messages.closed() => return Ok(()),
+            let Some(body) = body else {
+                return if consumer.is_some() { Ok(()) } else { Err(QueueError::Nonsense) };
             };
-            let Some(body) = body else { return Ok(()) };
-            let mut came = Vec::new();
-            let mut end = None;
-            read_answers(&body?, |_, said| match said {
+            read_answers(&body?, |sequence, said| match said {
+                Said::Subscribed(number) => consumer = Some(number),
                 Said::Message(delivery) => {
-                    came.push(Message::new(delivery, connection.generation));
+                    let length = delivery.record.len() as u64;
+                    self.inbox.put(Message::new(delivery, connection.generation), length);
                 }
-                Said::Refused(refusal) => end = Some(refusal),
+                Said::Refused(refusal) => {
+                    is_over |= sequence as usize == subscribe;
+                    refused.get_or_insert(refusal);
+                }
                 _ => {}
             })
             .map_err(|_| QueueError::Nonsense)?;
-            for message in came {
-                if self.messages.send(Ok(message)).await.is_err() {
-                    return Ok(());
+            match (consumer, refused.take_if(|_| is_over || consumer.is_some())) {
+                (consumer, Some(refusal)) => {
+                    if let (Some(consumer), false) = (consumer, is_over) {
+                        drop(answers);
+                        self.unsubscribe(consumer, connection.generation).await;
+                    }
+                    return Err(QueueError::Refused { errno: refusal.errno, text: refusal.text });
                 }
+                (Some(_), None) => {
+                    self.up.send_if_modified(|up| !std::mem::replace(up, true));
+                    if let Some(begun) = self.begun.take() {
+                        let _ = begun.send(Ok(()));
+                    }
+                }
+                (None, None) => {}
             }
-            if let Some(refusal) = end {
-                return Err(QueueError::Refused { errno: refusal.errno, text: refusal.text });
-            }
+        }
+    }
+
+    /// Over this connection alone: over another the number is another subscription's.
+    async fn unsubscribe(&self, consumer: u32, generation: u64) {
+        let task = Task::Command(Command::Unsubscribe { consumer });
+        let asked = self.shared.ask(&task, false, Some(generation));
+        if let Err(error) = asked.await {
+            debug!(%error, "cannot unsubscribe");
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::endpoint::{ConnectError, RequestError};
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum QueueError {
-    /// The broker said no.
+    /// The broker said no, or would: what it cannot be told is not sent.
     #[error("{text}")]
     Refused {
         /// The error number, positive.
@@ -24,7 +24,8 @@ pub enum QueueError {
     /// The request cannot be delivered: this broker has no queues, or may not be asked.
     #[error(transparent)]
     Request(RequestError),
-    /// The connection ended before the answer. What was asked for may have been done.
+    /// The connection ended before the answer, and what was asked for may have been done; or it was for a message
+    /// of an earlier connection, and was not.
     #[error("the connection is lost")]
     Lost,
     /// The answer makes no sense.

@@ -9,7 +9,7 @@ use super::super::machine::{Delivery, Refusal, Send};
 use super::super::protocol::Record;
 use super::error::QueueError;
 use crate::store::{SendId, Time};
-use crate::wire::errno;
+use crate::wire::{PAYLOAD_MAX, errno};
 
 /// A message to be sent.
 #[derive(Clone, Debug, Default)]
@@ -70,10 +70,15 @@ impl OutMessage {
         self
     }
 
-    /// Makes it an answer that says no.
+    /// Makes it an answer that says no; of the text with what can be said of it.
     #[must_use]
-    pub(super) fn error(mut self, refusal: Refusal) -> Self {
-        self.record.error = Some((refusal.errno, refusal.text));
+    pub(super) fn error(mut self, Refusal { errno, mut text }: Refusal) -> Self {
+        let mut end = text.len().min(PAYLOAD_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        self.record.error = Some((errno, text));
         self
     }
 

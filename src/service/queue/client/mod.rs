@@ -4,6 +4,8 @@ mod batch;
 mod connection;
 mod consumer;
 mod error;
+mod inbox;
+mod job;
 mod message;
 mod rpc;
 
@@ -17,8 +19,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-
 use super::machine::{
     BrokerInfo, Command, Create, Event, QueueInfo, RECEIVE_QUEUES_MAX, Receive, Send,
 };
@@ -27,15 +27,15 @@ use super::protocol::Said;
 use crate::endpoint::Endpoint;
 use crate::store::SendId;
 use crate::url::BusUrl;
-use batch::{Job, Task};
 use connection::Connections;
+use job::{Job, Jobs, Outcome, Reply, Task};
 use rpc::Calls;
-
-/// Requests of one client that wait to be put together.
-const JOBS_MAX: usize = 1_024;
 
 /// Messages of one [`Client::send_all`] that go out together.
 const SENDS_MAX: usize = 256;
+
+/// Ids that one request may name.
+const IDS_MAX: usize = 8_000;
 
 /// A client of the queues of one broker.
 ///
@@ -43,9 +43,14 @@ const SENDS_MAX: usize = 256;
 /// are held. If the connection ends, it is made again, and what had no answer is sent again: a message is
 /// known by its number, so that it is stored once. Messages that were held are delivered again.
 ///
+/// Messages are taken in in the order in which they were sent, over a new connection too: those of one task,
+/// and those of futures in the order in which they are first polled. Up to 4,096 requests that may wait at the
+/// broker, as a send to a full queue, are under way at once, and 4,096 others; further ones wait here.
+///
 /// Each method waits until the broker has answered, over as many connections as that takes, but not
 /// longer than [`ClientOptions::reconnect_max`] without any. Dropped before it returns, the request is
-/// sent or not; this is what cancel-safe means here, for all of them.
+/// sent or not; this is what cancel-safe means here, for all of them. A name longer than 255 bytes is `EINVAL`,
+/// and not sent.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -64,7 +69,7 @@ impl Drop for Held {
 
 struct Shared {
     connections: Arc<Connections>,
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
     /// Chosen at random.
     sender: u128,
     sequence: AtomicU64,
@@ -155,8 +160,7 @@ impl Client {
     }
 
     fn start(connections: Arc<Connections>) -> Self {
-        let (jobs, waiting) = mpsc::channel(JOBS_MAX);
-        tokio::spawn(batch::run(Arc::clone(&connections), waiting));
+        let jobs = Jobs::start(Arc::clone(&connections));
         let calls = Arc::new(Calls::default());
         let held = Held(Arc::clone(&calls));
         let shared =
@@ -257,12 +261,12 @@ impl Client {
                 length += send.record.len();
                 part.push(Command::Send(send));
             }
-            let (job, answer) = Job::new(&Task::Sends(part), false);
-            self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
+            let (job, answer) = Job::new(&Task::Sends(part), false)?;
+            self.shared.jobs.hand_in(job).await?;
             answers.push(answer);
         }
         for answer in answers {
-            for said in answer.await.map_err(|_| QueueError::Lost)?? {
+            for said in answer.await.map_err(|_| QueueError::Lost)??.said {
                 match said {
                     Said::Sent(id, again) => all.push(Sent { id, again }),
                     _ => return Err(QueueError::Nonsense),
@@ -295,12 +299,14 @@ impl Client {
     ///
     /// # Errors
     /// `ENOENT` without such a queue, `EOPNOTSUPP` for a fanout, `EPERM` for another session's.
+    ///
+    /// Dropped before it returns, it cannot be taken back: messages may still be taken for it, and are held until
+    /// their lease is over, or lost with [`auto_ack`](ReceiveOptions::auto_ack).
     pub async fn receive(
         &self,
         queues: &[&str],
         options: ReceiveOptions,
     ) -> Result<Vec<Message>, QueueError> {
-        let generation = self.shared.connections.after(0).await?.generation;
         let queues = queues.iter().take(RECEIVE_QUEUES_MAX + 1).map(|name| (*name).to_owned());
         let command = Command::Receive(Receive {
             queues: queues.collect(),
@@ -309,7 +315,8 @@ impl Client {
             lease_ms: options.lease.map(millis),
             auto_ack: options.auto_ack,
         });
-        let said = self.many(command).await?;
+        let Reply { said, generation } =
+            self.shared.ask(&Task::Command(command), true, None).await?;
         let messages = said.into_iter().filter_map(|said| match said {
             Said::Message(delivery) => Some(Message::new(delivery, generation)),
             _ => None,
@@ -321,25 +328,32 @@ impl Client {
     ///
     /// # Errors
     /// `EPERM` or `ENOENT` if this client does not hold it any more; [`QueueError::Lost`] if the
-    /// connection ended under way, so that it may come back.
+    /// connection that it came over has ended, so that it comes back, unless that was under way and it may be
+    /// done with.
     pub async fn ack(&self, message: &Message) -> Result<(), QueueError> {
-        self.ack_ids(&message.queue, &[message.id], false).await
+        let (queue, ids) = (message.queue.to_string(), vec![message.id]);
+        self.held(message, Command::Ack { queue, ids, force: false }).await
     }
 
-    /// As [`ack`](Self::ack), for several messages of one queue, at most 8,000; with `force` also for
-    /// those that others hold or that wait.
+    /// Is done with messages of one queue, whatever connection they came over, 8,000 in one request; with
+    /// `force` also with those that others hold or that wait.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack), for the first that is not done with; the others are.
+    /// `EPERM` or `ENOENT` for the first that is not done with, [`QueueError::Lost`] if a connection ended under
+    /// way; the others are done with.
     pub async fn ack_ids(&self, queue: &str, ids: &[u64], force: bool) -> Result<(), QueueError> {
-        self.done(Command::Ack { queue: queue.to_owned(), ids: ids.to_vec(), force }).await
+        let mut outcome = Ok(());
+        for ids in ids.chunks(IDS_MAX) {
+            let command = Command::Ack { queue: queue.to_owned(), ids: ids.to_vec(), force };
+            outcome = outcome.and(self.done(command).await);
+        }
+        outcome
     }
 
     /// Gives a message back: it is delivered again, or goes to the dead-letter queue.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack); [`QueueError::Lost`] also if it came over an earlier connection, so that it comes
-    /// again anyway.
+    /// As [`ack`](Self::ack).
     pub async fn nack(&self, message: &Message) -> Result<(), QueueError> {
         let (queue, ids) = (message.queue.to_string(), vec![message.id]);
         self.held(message, Command::Nack { queue, ids }).await
@@ -348,7 +362,7 @@ impl Client {
     /// Holds a message until `lease` from now.
     ///
     /// # Errors
-    /// As [`nack`](Self::nack).
+    /// As [`ack`](Self::ack).
     pub async fn extend(&self, message: &Message, lease: Duration) -> Result<(), QueueError> {
         let (queue, ids) = (message.queue.to_string(), vec![message.id]);
         self.held(message, Command::Extend { queue, ids, lease_ms: millis(lease) }).await
@@ -357,7 +371,9 @@ impl Client {
     /// Takes messages as they come.
     ///
     /// # Errors
-    /// As [`receive`](Self::receive).
+    /// `ENOENT` without such a queue, `EPERM` for another session's, `EMFILE` past 256 of them.
+    ///
+    /// Dropped before it returns, there is no subscription, or it ends at once.
     pub async fn subscribe(
         &self,
         queue: &str,
@@ -422,7 +438,7 @@ impl Client {
     /// # Errors
     /// `EPERM`.
     pub async fn shutdown(&self) -> Result<(), QueueError> {
-        match self.job(Task::Shutdown, false).await?.pop() {
+        match self.shared.ask(&Task::Shutdown, false, None).await?.said.pop() {
             Some(Said::Done) => Ok(()),
             _ => Err(QueueError::Nonsense),
         }
@@ -432,33 +448,27 @@ impl Client {
         self.one(command).await.map(drop)
     }
 
-    /// Asks for something that only makes sense over the connection that a message came over: with another
-    /// one it may have come to another consumer.
+    /// Asks for something that only makes sense over the connection that a message came over: over another one
+    /// it is not held, and after a restart without state its id may be another message's.
     async fn held(&self, message: &Message, command: Command) -> Result<(), QueueError> {
-        let (job, answer) = Job::new(&Task::Command(command), false);
-        self.ask(job.over(message.connection()), answer).await.map(drop)
+        self.shared.ask(&Task::Command(command), false, Some(message.generation)).await.map(drop)
     }
 
     async fn one(&self, command: Command) -> Result<Said, QueueError> {
-        let said = self.job(Task::Command(command), false).await?.pop();
+        let said = self.shared.ask(&Task::Command(command), false, None).await?.said.pop();
         said.ok_or(QueueError::Nonsense)
     }
 
     async fn many(&self, command: Command) -> Result<Vec<Said>, QueueError> {
-        self.job(Task::Command(command), true).await
+        Ok(self.shared.ask(&Task::Command(command), true, None).await?.said)
     }
+}
 
-    async fn job(&self, task: Task, many: bool) -> Result<Vec<Said>, QueueError> {
-        let (job, answer) = Job::new(&task, many);
-        self.ask(job, answer).await
-    }
-
-    async fn ask(
-        &self,
-        job: Job,
-        answer: oneshot::Receiver<Result<Vec<Said>, QueueError>>,
-    ) -> Result<Vec<Said>, QueueError> {
-        self.shared.jobs.send(job).await.map_err(|_| QueueError::Lost)?;
+impl Shared {
+    /// `over`: only over this connection.
+    async fn ask(&self, task: &Task, many: bool, over: Option<u64>) -> Outcome {
+        let (job, answer) = Job::new(task, many)?;
+        self.jobs.hand_in(job.over(over)).await?;
         answer.await.map_err(|_| QueueError::Lost)?
     }
 }
