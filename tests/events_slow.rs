@@ -29,10 +29,11 @@ const OVERRUN_FRAME_BYTES: usize = 48;
 const OUTBOX_BYTES_MAX: usize = 256 * 1024;
 
 /// How far the publisher runs ahead of the slowest of the healthy: what is under way to one of them always
-/// fits its outbox, whatever the machine is busy with, so that nothing is ever dropped for it.
-const WINDOW: u64 = 4_096;
+/// fits its outbox, whatever the machine is busy with, so that nothing is ever dropped for it. Twice: whoever
+/// writes to the socket may be held up before it notes what the socket has taken, and that counts until then.
+const WINDOW: u64 = 2_048;
 const RUN: u64 = 1_024;
-const _: () = assert!(WINDOW as usize * FRAME_BYTES < OUTBOX_BYTES_MAX);
+const _: () = assert!(2 * WINDOW as usize * FRAME_BYTES < OUTBOX_BYTES_MAX);
 
 /// What ten outboxes may grow to, each a vector for what waits and one for what is being written, up to twice
 /// as long as what is in them; and 8 MiB for read buffers and the like. The messages that the stalled one does
