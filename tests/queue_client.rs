@@ -331,7 +331,7 @@ async fn senders_that_wait_for_room_hold_no_acknowledgement_up() {
     let queues: Vec<String> = (0..6).map(|n| format!("q{n}")).collect();
     let mut sends = Vec::new();
     for (at, queue) in queues.iter().enumerate() {
-        client.create(queue, Some(full.clone())).await.unwrap();
+        in_time(client.create(queue, Some(full.clone()))).await.unwrap();
         let (count, length) = if at < 2 { (300, 30_000) } else { (1_000, 10) };
         for _ in 0..=count {
             let (client, queue) = (client.clone(), queue.clone());
