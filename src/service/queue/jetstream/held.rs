@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::machine::{Answer, Refusal, What};
-use super::cluster::{Cluster, Opened, away, bounded};
+use super::cluster::{Cluster, Opened, bounded};
 use super::engine::Front;
 use super::event::{Event, Settled};
+use super::faults::{away, refusal};
 use super::keeper::{Finding, Order};
 use super::pull::Pulled;
 use super::taker::How;
@@ -409,6 +410,20 @@ fn missing(opened: &Opened, id: u64) -> Refusal {
     Refusal::new(errno::ENOENT, format!("there is no message {id} in {:?}", opened.name))
 }
 
+/// Whether it is said of a message that is not there; the server has several ways to.
+fn is_missing(error: &async_nats::jetstream::Error) -> bool {
+    use async_nats::jetstream::ErrorCode as Code;
+
+    match error.error_code() {
+        Code::NO_MESSAGE_FOUND | Code::SEQUENCE_NOT_FOUND => true,
+        Code::STREAM_MESSAGE_DELETE_FAILED => {
+            let said = error.to_string();
+            ["no message found", "deleted message", "EOF"].iter().any(|text| said.contains(text))
+        }
+        _ => false,
+    }
+}
+
 impl Cluster {
     /// Whether a message is in its queue.
     async fn has(&self, opened: &Opened, id: u64) -> Result<bool, Refusal> {
@@ -418,10 +433,11 @@ impl Cluster {
         let stream = self.stream(opened).await?;
         match bounded(stream.get_raw_message(sequence)).await? {
             Ok(_) => Ok(true),
-            Err(error) if matches!(error.kind(), Kind::NoMessageFound | Kind::JetStream(_)) => {
-                Ok(false)
-            }
-            Err(error) => Err(away(error)),
+            Err(error) => match error.kind() {
+                Kind::NoMessageFound => Ok(false),
+                Kind::JetStream(error) => Err(refusal(&opened.name, &error)),
+                _ => Err(away(error)),
+            },
         }
     }
 
@@ -433,8 +449,11 @@ impl Cluster {
         match bounded(stream.delete_message(sequence)).await? {
             Ok(true) => Ok(()),
             Ok(false) => Err(missing(opened, id)),
-            Err(error) if matches!(error.kind(), Kind::JetStream(_)) => Err(missing(opened, id)),
-            Err(error) => Err(away(error)),
+            Err(error) => Err(match error.kind() {
+                Kind::JetStream(error) if is_missing(&error) => missing(opened, id),
+                Kind::JetStream(error) => refusal(&opened.name, &error),
+                _ => away(error),
+            }),
         }
     }
 

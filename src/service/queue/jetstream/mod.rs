@@ -21,6 +21,7 @@
 mod cluster;
 mod engine;
 mod event;
+mod faults;
 mod held;
 mod keeper;
 mod look;

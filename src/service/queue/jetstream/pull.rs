@@ -11,7 +11,8 @@ use futures_core::Stream as _;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::machine::Refusal;
-use super::cluster::{CALL_MAX, Cluster, Opened, away, bounded};
+use super::cluster::{CALL_MAX, Cluster, Opened, bounded};
+use super::faults::away;
 use crate::store::Time;
 
 /// Messages that one pull asks for. It bounds what has to be given back when a pull is ended early, and

@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 use super::super::machine::Refusal;
 use super::super::options::QueueOptions;
 use super::super::protocol::with_dead_letter;
-use super::cluster::{Cluster, away, bounded, wall};
+use super::cluster::{Cluster, bounded, wall};
 use super::event::Event;
+use super::faults::{Failure, away, unsent};
 use super::pull::Pulled;
 use crate::wire::errno;
 
@@ -27,7 +28,7 @@ type Outcome = (HashSet<u64>, Option<Refusal>);
 
 impl Cluster {
     /// It is done with, and will not come again.
-    pub(super) async fn ack(&self, message: &Pulled) -> Result<(), Refusal> {
+    pub(super) async fn ack(&self, message: &Pulled) -> Result<(), Failure> {
         self.ask(&message.ack, ACK).await
     }
 
@@ -68,21 +69,31 @@ impl Cluster {
     async fn say(self: &Arc<Self>, messages: Vec<Arc<Pulled>>, what: &'static str) -> Outcome {
         let mut tasks = JoinSet::new();
         let mut messages = messages.into_iter();
-        let (mut done, mut refusal) = (HashSet::new(), None);
+        let (mut done, mut refusal, mut unheard) = (HashSet::new(), None, None);
         loop {
             while tasks.len() < SAYING_MAX
                 && let Some(message) = messages.next()
             {
                 let cluster = Arc::clone(self);
-                tasks.spawn(async move { (message.id, cluster.ask(&message.ack, what).await) });
+                tasks.spawn(async move {
+                    let asked = cluster.ask(&message.ack, what).await;
+                    (message, asked)
+                });
             }
             match tasks.join_next().await {
-                None => return (done, refusal),
-                Some(Ok((id, Ok(())))) => drop(done.insert(id)),
-                Some(Ok((_, Err(why)))) => refusal = refusal.or(Some(why)),
+                None => break,
+                Some(Ok((message, Ok(())))) => drop(done.insert(message.id)),
+                Some(Ok((message, Err(Failure::Nobody)))) => unheard = Some(message),
+                Some(Ok((_, Err(Failure::Refused(why))))) => refusal = refusal.or(Some(why)),
                 Some(Err(error)) => refusal = refusal.or(Some(away(error))),
             }
         }
+        if refusal.is_none()
+            && let Some(message) = unheard
+        {
+            refusal = Some(self.why_nobody(&message.opened).await);
+        }
+        (done, refusal)
     }
 
     /// Sends a message to the dead letters of its queue, once, and is done with it.
@@ -103,8 +114,9 @@ impl Cluster {
         let publish = PublishMessage::build().payload(record.into()).message_id(number);
         let published =
             async { self.context.send_publish(to.subject.clone(), publish).await?.await };
-        bounded(published).await?.map_err(away)?;
-        self.ack(message).await
+        let published = bounded(published).await?;
+        published.map_err(|error| unsent(dead, &error).refusal())?;
+        self.ack(message).await.map_err(Failure::refusal)
     }
 }
 
