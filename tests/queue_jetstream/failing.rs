@@ -86,7 +86,7 @@ async fn what_a_killed_broker_held_goes_to_others_and_its_transient_queues_go_aw
     let nats = nats!();
     let directory = tempfile::tempdir().unwrap();
     let (killed, url) = serve(&nats, &directory, "killed");
-    let other = nats.broker().await;
+    let other = nats.quick_broker().await;
     let other = other.client().await;
     let victim = Client::connect(&url.parse().unwrap()).await.unwrap();
     let options = QueueOptions::default().lease_ms(500);
@@ -103,10 +103,8 @@ async fn what_a_killed_broker_held_goes_to_others_and_its_transient_queues_go_aw
     let found: BTreeSet<_> = found.into_iter().collect();
     assert_eq!(found.len(), 9);
     assert!(!found.contains(&Bytes::from("0")), "acknowledged is gone");
-    let later = nats.broker().await;
-    let later = later.client().await;
     in_time(async {
-        while !names(&later, &transient).await.is_empty() {
+        while !names(&other, &transient).await.is_empty() {
             tokio::task::yield_now().await;
         }
     })

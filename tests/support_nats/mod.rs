@@ -137,6 +137,12 @@ impl Nats {
         broker_at(&self.url()).await
     }
 
+    /// The same, but it does not wait for long until it takes another broker to be gone.
+    pub(crate) async fn quick_broker(&self) -> Broker {
+        let cluster = in_time(JetStream::connect(&self.url().parse().unwrap())).await.unwrap();
+        serve(cluster.look_pause(Duration::from_millis(50))).await
+    }
+
     /// A broker of this process that keeps each queue on so many servers.
     pub(crate) async fn broker_of_cluster(&self, replicas: u8) -> Broker {
         broker_at(&format!("{}?replicas={replicas}", self.url())).await

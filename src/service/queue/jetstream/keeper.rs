@@ -198,9 +198,10 @@ impl Keeper {
         if let Some(dead) = options.as_ref().and_then(|options| options.dead_letter.as_deref()) {
             self.cluster.create(dead, None, &QueueOptions::default()).await?;
         }
+        let reclaims = kind == Kind::Transient && !exclusive;
         let wanted = options.clone().unwrap_or_default();
         let found = match self.find().await {
-            Ok(found) if self.is_orphan(&found).await => {
+            Ok(found) if reclaims && self.is_orphan(&found).await => {
                 match self.cluster.destroy(&found, 0).await {
                     // somebody else was first
                     Err(refusal) if refusal.errno != errno::ENOENT => Err(refusal),
@@ -238,7 +239,8 @@ impl Keeper {
         }
     }
 
-    /// Whether it is a transient queue of a broker that is gone and has not been removed yet.
+    /// Whether it is a transient queue of a broker that does not answer. Who asks for it by its name, be it
+    /// there or not, is its owner, who has come back to another broker: there is nothing to wait for.
     async fn is_orphan(&self, opened: &Opened) -> bool {
         match opened.about.owner {
             Some((instance, _)) if instance != self.cluster.instance => {

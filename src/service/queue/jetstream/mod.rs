@@ -96,6 +96,7 @@ pub enum JetStreamError {
 pub struct JetStream {
     cluster: Arc<Cluster>,
     url: ClusterUrl,
+    look_pause: Duration,
 }
 
 impl JetStream {
@@ -172,7 +173,16 @@ impl JetStream {
         }
         let cluster =
             Cluster { client, context, instance: random(), replicas: url.replicas, connections };
-        Ok(Self { cluster: Arc::new(cluster), url: url.clone() })
+        Ok(Self { cluster: Arc::new(cluster), url: url.clone(), look_pause: owners::PAUSE })
+    }
+
+    /// The same, but it looks so often for transient queues of brokers that are gone. For tests, which
+    /// would otherwise wait for a minute.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn look_pause(mut self, pause: Duration) -> Self {
+        self.look_pause = pause;
+        self
     }
 }
 
@@ -186,11 +196,13 @@ pub async fn serve_jetstream(
     jetstream: JetStream,
     options: ServeOptions,
 ) -> Result<Served, RequestError> {
-    let JetStream { cluster, url } = jetstream;
+    let JetStream { cluster, url, look_pause } = jetstream;
     let asked = cluster.client.subscribe(alive_subject(cluster.instance)).await;
     let (there, over) = oneshot::channel();
     match asked {
-        Ok(asked) => drop(tokio::spawn(owners::watch(Arc::clone(&cluster), asked, over))),
+        Ok(asked) => {
+            tokio::spawn(owners::watch(Arc::clone(&cluster), asked, over, look_pause));
+        }
         Err(error) => tracing::warn!(%error, %url, "others may take this broker to be gone"),
     }
     serve_with(endpoint, &options, |now| Front::new(cluster, there, options.machine, now)).await
