@@ -107,10 +107,15 @@ impl Keeper {
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut ticks = interval(PARKED_PAUSE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = None;
         loop {
+            if let Some(order) = next.take() {
+                next = self.carry_out(order, &mut orders).await;
+                continue;
+            }
             tokio::select! {
                 order = orders.recv(), if self.publishing.len() < PUBLISHING_MAX => match order {
-                    Some(order) => self.carry_out(order).await,
+                    Some(order) => next = self.carry_out(order, &mut orders).await,
                     None => break,
                 },
                 Some(done) = self.publishing.join_next() => self.published(done.ok().flatten()).await,
@@ -120,9 +125,18 @@ impl Keeper {
         while let Some(done) = self.publishing.join_next().await {
             self.published(done.ok().flatten()).await;
         }
+        for parked in std::mem::take(&mut self.parked) {
+            let text = "too many queues are used at once for this one to be waited for";
+            self.refuse(parked, Refusal::new(errno::EMFILE, text)).await;
+        }
     }
 
-    async fn carry_out(&mut self, order: Order) {
+    /// Returns the next order, if it had to be taken to know that it is another one.
+    async fn carry_out(
+        &mut self,
+        order: Order,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> Option<Order> {
         match order {
             Order::Create { create, session, token, under } => {
                 let event = match self.create(create, session).await {
@@ -149,7 +163,19 @@ impl Keeper {
             }
             Order::Send(sending) => self.send(sending).await,
             Order::Find { found } => {
-                let _ = found.send(self.find().await);
+                // one look is enough for all that wait for one
+                let mut asking = vec![found];
+                let next = loop {
+                    match orders.try_recv() {
+                        Ok(Order::Find { found }) => asking.push(found),
+                        other => break other.ok(),
+                    }
+                };
+                let finding = self.find().await;
+                for found in asking {
+                    let _ = found.send(finding.clone());
+                }
+                return next;
             }
             Order::Room => self.unpark().await,
             Order::Forget { session } => {
@@ -161,6 +187,7 @@ impl Keeper {
                 });
             }
         }
+        None
     }
 
     /// The queue as it was last seen, if that was over the same connection.
