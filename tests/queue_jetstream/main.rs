@@ -8,6 +8,7 @@ mod alike;
 mod authority;
 mod cluster;
 mod failing;
+mod given_back;
 mod majority;
 mod shared;
 #[path = "../support_cli/mod.rs"]

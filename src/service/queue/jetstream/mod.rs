@@ -27,6 +27,7 @@ mod keeper;
 mod look;
 mod names;
 mod owners;
+mod pause;
 mod pull;
 mod receive;
 mod recent;

@@ -233,6 +233,16 @@ impl Inbox {
             }
         };
         let _ = timeout(CALL_MAX, closing).await;
+        self.forget().await;
         found
+    }
+
+    /// Has the server see that nobody waits here any more, as it does when it is asked about the consumer.
+    /// Servers up to 2.9 otherwise look only after they have taken a message for the pull; one that had been
+    /// given back before would then be lost until its lease is over.
+    async fn forget(&self) {
+        let Opened { stream, consumer, .. } = &*self.opened;
+        let api = format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}");
+        let _ = bounded(self.cluster.client.request(api, Bytes::new())).await;
     }
 }

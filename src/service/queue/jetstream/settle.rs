@@ -23,8 +23,21 @@ const PROGRESS: &str = "+WPI";
 /// What is said of the messages of one command is under way for so many at once.
 const SAYING_MAX: usize = 256;
 
+/// How often more than it may a message is delivered. The cluster also counts deliveries that no client saw,
+/// and those to brokers that were killed.
+const UNSEEN_MAX: u32 = 16;
+
 /// Which messages something was done with, and why not with all.
 type Outcome = (HashSet<u64>, Option<Refusal>);
+
+impl Pulled {
+    /// Whether it was delivered as often as it may be before it goes to the dead letters, and so many times
+    /// more.
+    pub(super) fn is_spent(&self, more: u32) -> bool {
+        let QueueOptions { dead_letter, attempts_max, .. } = &self.opened.about.options;
+        dead_letter.is_some() && self.attempt >= attempts_max.saturating_add(more)
+    }
+}
 
 impl Cluster {
     /// It is done with, and will not come again.
@@ -42,17 +55,21 @@ impl Cluster {
         self.say(messages, PROGRESS).await.1
     }
 
-    /// Gives messages back, to be delivered again or, if that was too often, to the dead letters.
+    /// Gives messages back that no client has had.
+    pub(super) async fn hand_back(self: &Arc<Self>, messages: Vec<Arc<Pulled>>) {
+        // what does not get through comes again when its lease is over
+        let _ = self.say(messages, NAK).await;
+    }
+
+    /// Gives messages back that clients have had, to be delivered again or, if that was too often, to the
+    /// dead letters.
     pub(super) async fn give_back(
         self: &Arc<Self>,
         messages: Vec<Arc<Pulled>>,
         events: &mpsc::Sender<Event>,
     ) -> Option<Refusal> {
-        let dead = |message: &Arc<Pulled>| {
-            let QueueOptions { dead_letter, attempts_max, .. } = &message.opened.about.options;
-            dead_letter.is_some() && message.attempt >= *attempts_max
-        };
-        let (dead, mut back): (Vec<_>, Vec<_>) = messages.into_iter().partition(dead);
+        let (dead, mut back): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(|message| message.is_spent(0));
         for message in dead {
             match self.bury(&message).await {
                 Ok(()) => drop(events.send(Event::Buried { message }).await),
@@ -127,14 +144,13 @@ pub(super) async fn judge(
     events: &mpsc::Sender<Event>,
 ) -> Option<Arc<Pulled>> {
     let message = Arc::new(message);
-    let QueueOptions { dead_letter, attempts_max, .. } = &message.opened.about.options;
     if message.expires.is_some_and(|expires| expires <= wall()) {
         // if that does not get through, it comes again, and then here again
         let _ = cluster.ack(&message).await;
         let _ = events.send(Event::Expired { message }).await;
         return None;
     }
-    if dead_letter.is_some() && message.attempt > *attempts_max {
+    if message.is_spent(UNSEEN_MAX) {
         match cluster.bury(&message).await {
             Ok(()) => {
                 let _ = events.send(Event::Buried { message }).await;
