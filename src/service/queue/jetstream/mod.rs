@@ -144,15 +144,14 @@ impl JetStream {
                 options.user_and_password(user.clone(), password.clone())
             }
         };
-        let client =
-            options.require_tls(url.tls).connect(url.server()).await.map_err(
-                |error| match error.kind() {
-                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                        JetStreamError::Denied { url: url.clone() }
-                    }
-                    _ => JetStreamError::Unreachable { url: url.clone(), why: error.to_string() },
-                },
-            )?;
+        let client = options.require_tls(url.tls).connect(url.servers()).await.map_err(
+            |error| match error.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    JetStreamError::Denied { url: url.clone() }
+                }
+                _ => JetStreamError::Unreachable { url: url.clone(), why: error.to_string() },
+            },
+        )?;
         let context = ContextBuilder::new()
             .timeout(CALL_MAX)
             .max_ack_inflight(OUTGOING_MAX)
