@@ -6,29 +6,23 @@ use nlbus::service::queue::{Client, Message, OutMessage, QueueOptions, Subscribe
 use nlbus::store::SendId;
 
 use crate::support_nats::{Nats, in_time, next};
+use crate::{is_away, until_done};
 
 /// Sends a message until the cluster has it.
 async fn send(client: &Client, sequence: u64) {
     let send_id = SendId { sender: 9, sequence };
     let message = OutMessage::new(sequence.to_string()).send_id(send_id);
-    while client.send("q", message.clone()).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    until_done(|| client.send("q", message.clone())).await;
 }
 
 #[tokio::test]
 async fn a_queue_on_three_servers_outlives_any_one_of_them_while_it_is_used() {
-    let Some(mut servers) = Nats::start_cluster() else { return };
+    let Some(mut servers) = Nats::start_cluster().await else { return };
     let first = servers[0].broker_of_cluster(3).await;
     let second = servers[1].broker_of_cluster(3).await;
     let (sender, receiver) = (first.client().await, second.client().await);
     let options = QueueOptions::default().lease_ms(2_000);
-    in_time(async {
-        while sender.create("q", Some(options.clone())).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until_done(|| sender.create("q", Some(options.clone()))).await;
     let credit = SubscribeOptions::default().credit(16);
     let mut consumer = receiver.subscribe("q", credit).await.unwrap();
     let mut seen = Seen::default();
@@ -37,7 +31,7 @@ async fn a_queue_on_three_servers_outlives_any_one_of_them_while_it_is_used() {
     for killed in [0, 1] {
         for _ in 0..50 {
             sent += 1;
-            in_time(send(&sender, sent)).await;
+            send(&sender, sent).await;
         }
         servers[killed].kill();
         let more = tokio::spawn({
@@ -83,7 +77,10 @@ impl Seen {
         assert!(!self.acked.contains(&number), "{number} came after it was acknowledged");
         match client.ack(message).await {
             Ok(()) => self.acked.insert(number),
-            Err(_) => self.unsure.insert(number),
+            Err(error) => {
+                is_away(&error);
+                self.unsure.insert(number)
+            }
         };
     }
 }

@@ -11,7 +11,7 @@ use nlbus::wire::errno;
 
 use crate::authority::Authority;
 use crate::support_cli::{Serve, nlbus, run, text};
-use crate::support_nats::{HANG, Nats, in_time, next};
+use crate::support_nats::{HANG, Nats, broker_at, in_time, next};
 use crate::{drain, names, nats, now, refused, waiting};
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn what_a_killed_broker_held_goes_to_others_and_its_transient_queues_go_aw
     let nats = nats!();
     let directory = tempfile::tempdir().unwrap();
     let (killed, url) = serve(&nats, &directory, "killed");
-    let other = nats.broker().await;
+    let other = nats.quick_broker().await;
     let other = other.client().await;
     let victim = Client::connect(&url.parse().unwrap()).await.unwrap();
     let options = QueueOptions::default().lease_ms(500);
@@ -103,10 +103,8 @@ async fn what_a_killed_broker_held_goes_to_others_and_its_transient_queues_go_aw
     let found: BTreeSet<_> = found.into_iter().collect();
     assert_eq!(found.len(), 9);
     assert!(!found.contains(&Bytes::from("0")), "acknowledged is gone");
-    let later = nats.broker().await;
-    let later = later.client().await;
     in_time(async {
-        while !names(&later, &transient).await.is_empty() {
+        while !names(&other, &transient).await.is_empty() {
             tokio::task::yield_now().await;
         }
     })
@@ -192,6 +190,20 @@ async fn a_cluster_that_cannot_be_used_is_told_of_without_what_is_secret() {
     assert!(!ended.err.contains("s3cret"), "{ended:?}");
     let wrong = ["serve", "--queues", "--state", "nats://host:port", "tcp://127.0.0.1:0"];
     run(nlbus(&wrong)).failed(2, &["the port in the URL of the cluster"]);
+}
+
+#[tokio::test]
+async fn one_server_that_is_there_of_those_in_the_url_is_enough() {
+    let nats = nats!();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = free.local_addr().unwrap();
+    drop(free);
+    for url in [format!("nats://{gone},{}", nats.address()), format!("{},{gone}", nats.url())] {
+        let broker = broker_at(&url).await;
+        let client = broker.client().await;
+        client.send("q", OutMessage::from("x").create()).await.unwrap();
+        assert_eq!(drain(&client, "q", 1).await, ["x"]);
+    }
 }
 
 #[tokio::test]

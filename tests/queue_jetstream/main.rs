@@ -8,6 +8,8 @@ mod alike;
 mod authority;
 mod cluster;
 mod failing;
+mod given_back;
+mod majority;
 mod shared;
 #[path = "../support_cli/mod.rs"]
 mod support_cli;
@@ -16,6 +18,7 @@ mod support_nats;
 
 use bytes::Bytes;
 use nlbus::service::queue::{Client, QueueError, ReceiveOptions};
+use nlbus::wire::errno;
 use support_nats::HANG;
 
 /// A server, or the end of the test, which has been told of.
@@ -40,6 +43,28 @@ fn waiting() -> ReceiveOptions {
 #[track_caller]
 fn refused<T: std::fmt::Debug>(outcome: Result<T, QueueError>, number: i32) {
     assert_eq!(outcome.unwrap_err().errno(), Some(number));
+}
+
+/// Does it again until the cluster does it. Until then it may only say that the cluster is away.
+async fn until_done<T, F>(mut call: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, QueueError>>,
+{
+    support_nats::in_time(async {
+        loop {
+            match call().await {
+                Ok(done) => break done,
+                Err(error) => is_away(&error),
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
+#[track_caller]
+fn is_away(error: &QueueError) {
+    assert_eq!(error.errno(), Some(errno::EHOSTUNREACH), "{error}");
 }
 
 async fn names(client: &Client, prefix: &str) -> Vec<String> {

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use nlbus::endpoint::Endpoint;
 use nlbus::node::{Node, NodeOptions};
-use nlbus::service::queue::{Client, Consumer, JetStream, Message, ServeOptions, serve_jetstream};
+use nlbus::service::queue::{
+    Client, ClusterUrl, Consumer, JetStream, Message, ServeOptions, serve_jetstream,
+};
 use nlbus::transport::ListenOptions;
 use nlbus::url::BusUrl;
 use rustix::process::{Pid, Signal, kill_process};
@@ -54,7 +56,7 @@ impl Nats {
     }
 
     /// Three servers that are one cluster; says so and returns none if there is no server to start.
-    pub(crate) fn start_cluster() -> Option<Vec<Self>> {
+    pub(crate) async fn start_cluster() -> Option<Vec<Self>> {
         for _ in 0..20 {
             let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
             let ports = free.each_ref().map(|free| free.local_addr().unwrap().port());
@@ -67,16 +69,43 @@ impl Nats {
                 ))
             });
             let mut servers = servers.collect::<Option<Vec<_>>>()?;
-            // one that finds its port for the others taken ends
-            if servers.iter_mut().all(|server| server.child.try_wait().unwrap().is_none()) {
+            if Self::is_one(&mut servers).await {
                 return Some(servers);
             }
         }
         panic!("no cluster starts");
     }
 
+    /// Whether they find each other; one that finds its port for the others taken ends.
+    async fn is_one(servers: &mut [Self]) -> bool {
+        let urls: Vec<ClusterUrl> =
+            servers.iter().map(|server| server.url().parse().unwrap()).collect();
+        in_time(async {
+            for url in &urls {
+                while JetStream::connect(url).await.is_err() {
+                    if servers.iter_mut().any(Self::has_ended) {
+                        return false;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+            !servers.iter_mut().any(Self::has_ended)
+        })
+        .await
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// What it calls itself in a cluster.
+    pub(crate) fn name(&self) -> &str {
+        let named = self.config.strip_prefix("server_name: ").unwrap();
+        named.split_once('\n').unwrap().0
     }
 
     pub(crate) fn address(&self) -> String {
@@ -105,23 +134,24 @@ impl Nats {
 
     /// A broker of this process.
     pub(crate) async fn broker(&self) -> Broker {
-        let cluster = in_time(JetStream::connect(&self.url().parse().unwrap())).await.unwrap();
-        serve(cluster).await
+        broker_at(&self.url()).await
     }
 
-    /// A broker of this process that keeps each queue on so many servers, once the cluster can be used.
-    pub(crate) async fn broker_of_cluster(&self, replicas: u8) -> Broker {
-        let url = format!("{}?replicas={replicas}", self.url()).parse().unwrap();
-        let cluster = in_time(async {
-            loop {
-                match JetStream::connect(&url).await {
-                    Ok(cluster) => break cluster,
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
-        });
-        serve(cluster.await).await
+    /// The same, but it does not wait for long until it takes another broker to be gone.
+    pub(crate) async fn quick_broker(&self) -> Broker {
+        let cluster = in_time(JetStream::connect(&self.url().parse().unwrap())).await.unwrap();
+        serve(cluster.look_pause(Duration::from_millis(50))).await
     }
+
+    /// A broker of this process that keeps each queue on so many servers.
+    pub(crate) async fn broker_of_cluster(&self, replicas: u8) -> Broker {
+        broker_at(&format!("{}?replicas={replicas}", self.url())).await
+    }
+}
+
+/// A broker of this process with the cluster at this URL.
+pub(crate) async fn broker_at(url: &str) -> Broker {
+    serve(in_time(JetStream::connect(&url.parse().unwrap())).await.unwrap()).await
 }
 
 async fn serve(cluster: JetStream) -> Broker {

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::super::machine::Refusal;
 use super::super::options::{Mode, Policy, QueueOptions};
+use super::faults::{Failure, away, refusal, unmade, unseen, unsent};
 use super::names::{About, STREAM_PREFIX, consumer_of, stream_of, subject_of};
 use crate::store::Time;
 use crate::wire::errno;
@@ -101,16 +102,23 @@ impl Cluster {
         }
     }
 
-    /// Sends something and returns the answer.
-    pub(super) async fn ask(&self, subject: &str, body: &'static str) -> Result<(), Refusal> {
+    /// Sends something and waits until it is answered.
+    pub(super) async fn ask(&self, subject: &str, body: &'static str) -> Result<(), Failure> {
         self.check()?;
         let asked = self.client.request(subject.to_owned(), body.into());
         match bounded(asked).await? {
             Ok(_) => Ok(()),
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-                Err(Refusal::new(errno::ENOENT, "the queue is gone"))
-            }
-            Err(error) => Err(away(error)),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(Failure::Nobody),
+            Err(error) => Err(away(error).into()),
+        }
+    }
+
+    /// What to say of a queue for which nobody answers: `ENOENT` only if it is known to be gone.
+    pub(super) async fn why_nobody(&self, opened: &Opened) -> Refusal {
+        match self.look(&opened.name).await {
+            Ok((now, _)) if now.about.made == opened.about.made => Failure::Nobody.refusal(),
+            Ok(_) => Refusal::missing(&opened.name),
+            Err(refusal) => refusal,
         }
     }
 
@@ -137,12 +145,7 @@ impl Cluster {
         let stream = bounded(self.context.get_stream(stream_of(name))).await?;
         let info = match stream {
             Ok(stream) => stream.cached_info().clone(),
-            Err(error) => {
-                return Err(match error.kind() {
-                    GetStreamErrorKind::JetStream(error) => refusal(name, &error),
-                    _ => away(error),
-                });
-            }
+            Err(error) => return Err(unseen(name, &error)),
         };
         match about(&info) {
             Some(about) if about.name == name => Ok((Arc::new(Opened::new(about)), info)),
@@ -175,8 +178,7 @@ impl Cluster {
                 {
                     return Ok((self.open(name).await?, false));
                 }
-                CreateStreamErrorKind::JetStream(error) => return Err(refusal(name, &error)),
-                _ => return Err(away(error)),
+                _ => return Err(unmade(name, &error)),
             },
         }
         self.make_consumer(&opened).await?;
@@ -261,7 +263,7 @@ impl Cluster {
                 {
                     return Ok((0, 0));
                 }
-                _ => return Err(away(error)),
+                _ => return Err(unseen(FLOOR_STREAM, &error)),
             },
         };
         match bounded(stream.get_last_raw_message_by_subject(FLOOR_SUBJECT)).await? {
@@ -274,6 +276,7 @@ impl Cluster {
             }
             Err(error) => match error.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok((0, 0)),
+                LastRawMessageErrorKind::JetStream(error) => Err(refusal(FLOOR_STREAM, &error)),
                 _ => Err(away(error)),
             },
         }
@@ -290,9 +293,8 @@ impl Cluster {
             num_replicas: self.replicas,
             ..Config::default()
         };
-        if let Err(error) = bounded(self.context.get_or_create_stream(config)).await? {
-            return Err(away(error));
-        }
+        let made = bounded(self.context.get_or_create_stream(config)).await?;
+        made.map_err(|error| unmade(FLOOR_STREAM, &error))?;
         for _ in 0..FLOOR_ATTEMPTS {
             let (floor, sequence) = self.floor().await?;
             if floor >= to {
@@ -306,7 +308,7 @@ impl Cluster {
             match published.await? {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
-                Err(error) => return Err(away(error)),
+                Err(error) => return Err(unsent(FLOOR_STREAM, &error).refusal()),
             }
         }
         Err(Refusal::new(errno::EBUSY, "too many queues are destroyed at once"))
@@ -332,40 +334,9 @@ pub(super) async fn bounded<T>(call: impl Future<Output = T>) -> Result<T, Refus
     timeout(CALL_MAX, call).await.map_err(|_| away(format!("no answer within {CALL_MAX:?}")))
 }
 
-/// The cluster does not do what it is asked for, and perhaps has.
-pub(super) fn away(error: impl std::fmt::Display) -> Refusal {
-    Refusal::new(errno::EHOSTUNREACH, format!("the NATS cluster: {error}"))
-}
-
 fn taken(name: &str) -> Refusal {
     let text = format!("the cluster's stream {} is not that of {name:?}", stream_of(name));
     Refusal::new(errno::EEXIST, text)
-}
-
-/// What an error of JetStream is here.
-pub(super) fn refusal(name: &str, error: &jetstream::Error) -> Refusal {
-    let said = error.to_string();
-    match error.error_code() {
-        ErrorCode::STREAM_NOT_FOUND => Refusal::missing(name),
-        ErrorCode::MEMORY_RESOURCES_EXCEEDED
-        | ErrorCode::STORAGE_RESOURCES_EXCEEDED
-        | ErrorCode::INSUFFICIENT_RESOURCES
-        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED => {
-            Refusal::new(errno::ENOSPC, format!("the NATS cluster: {said}"))
-        }
-        ErrorCode::MAXIMUM_STREAMS_LIMIT => {
-            Refusal::new(errno::EMFILE, "the cluster has as many streams as it may")
-        }
-        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
-            Refusal::new(errno::EMSGSIZE, "the message is longer than the cluster takes")
-        }
-        _ if said.contains("maximum messages exceeded")
-            || said.contains("maximum bytes exceeded") =>
-        {
-            Refusal::new(errno::ENOBUFS, format!("the queue {name:?} is full"))
-        }
-        _ => Refusal::new(errno::EIO, format!("the NATS cluster: {said}")),
-    }
 }
 
 /// The time of day.

@@ -19,7 +19,7 @@ use super::held::Held;
 use super::keeper::{Finding, Keeper, Order, Sending};
 use super::pull::Pulled;
 use super::recent::Recent;
-use super::taker::{How, Taker};
+use super::taker::{How, Pulling, Taker};
 use crate::store::Time;
 use crate::wire::errno;
 
@@ -44,6 +44,8 @@ pub(super) struct Front {
     events: mpsc::Receiver<Event>,
     pub(super) report: mpsc::Sender<Event>,
     under: Arc<AtomicUsize>,
+    /// Tasks that take messages, and may have some that nobody has yet.
+    taking: Arc<AtomicUsize>,
     pub(super) queues: HashMap<Arc<str>, Here>,
     pub(super) sessions: HashMap<u32, Session>,
     pub(super) takers: HashMap<u32, Taker>,
@@ -51,12 +53,16 @@ pub(super) struct Front {
     pub(super) takers_made: u64,
     /// Of messages that sessions hold.
     pub(super) held_bytes: u64,
+    /// That is as much as it may be.
+    pub(super) is_full: bool,
     /// When something is to be done about a held message.
     pub(super) timers: BTreeSet<(Time, Arc<str>, u64)>,
     pub(super) recent: Recent,
     pub(super) trace: Trace,
     pub(super) tails: Vec<Tail>,
     pub(super) effects: Vec<Effect>,
+    /// All that took messages when the broker ended.
+    pub(super) ending: Vec<Pulling>,
     made_up: u64,
     /// As long as it is here, this broker says that it is.
     _there: oneshot::Sender<()>,
@@ -105,17 +111,20 @@ impl Front {
             events,
             report,
             under: Arc::default(),
+            taking: Arc::default(),
             queues: HashMap::new(),
             sessions: HashMap::new(),
             takers: HashMap::new(),
             last_taker: 0,
             takers_made: 0,
             held_bytes: 0,
+            is_full: false,
             timers: BTreeSet::new(),
             recent: Recent::default(),
             trace: Trace::new(options.trace_events_max),
             tails: Vec::new(),
             effects: Vec::new(),
+            ending: Vec::new(),
             made_up: 0,
             _there: there,
         }
@@ -127,6 +136,10 @@ impl Front {
 
     pub(super) fn under_way(&self) -> Option<Under> {
         Some(Under::way(&self.under))
+    }
+
+    pub(super) fn taking(&self) -> Under {
+        Under::way(&self.taking)
     }
 
     /// What this broker has of a queue, of which it need not be known whether there is such a one.
@@ -260,8 +273,10 @@ impl Front {
                 self.answer(token, Answer::Refused(refusal));
             }
             Event::Parked { token, session, queue } => {
-                if let Some(session) = self.sessions.get_mut(&session) {
-                    session.parking.insert(queue);
+                match self.sessions.get_mut(&session) {
+                    Some(session) => drop(session.parking.insert(queue)),
+                    // it went before
+                    None => drop(self.order(&queue, Order::Forget { session })),
                 }
                 self.effects.push(Effect::Parked { token });
             }
@@ -285,6 +300,13 @@ impl Front {
                 self.answer(token, refusal.map_or(Answer::Done, Answer::Refused));
             }
         }
+    }
+
+    /// Ends all that a session takes with.
+    fn end_takers(&mut self, now: Time, session: u32) -> Vec<Pulling> {
+        let takers = self.sessions.get(&session).map(|session| session.takers.clone());
+        let ended = takers.into_iter().flatten().filter_map(|taker| self.end_taker(taker, now));
+        ended.map(|taker| taker.pulling).collect()
     }
 
     fn own(&mut self, session: u32, queue: &Arc<str>) {
@@ -328,7 +350,7 @@ impl Front {
         if let Some(here) = self.queues.get_mut(queue) {
             for (id, held) in std::mem::take(&mut here.held) {
                 self.timers.remove(&(held.due, Arc::clone(queue), id));
-                self.held_bytes -= held.message.record.len() as u64;
+                self.held_bytes -= held.bytes();
             }
             here.counters = Counters::default();
             here.last_taken = None;
@@ -338,6 +360,7 @@ impl Front {
                 session.queues.remove(queue);
             }
         }
+        self.weigh();
         if let Some(token) = token {
             self.answer(token, Answer::Done);
         }
@@ -440,12 +463,9 @@ impl Engine for Front {
     }
 
     fn handle_gone(&mut self, now: Time, number: u32) {
-        let Some(session) = self.sessions.get(&number) else { return };
-        let takers: Vec<u32> = session.takers.iter().copied().collect();
-        for taker in takers {
-            self.end_taker(taker, now);
-        }
-        self.give_back_all(now, number, |_| true);
+        let takers = self.end_takers(now, number);
+        let messages = self.take_back(now, number, |_| true);
+        self.give_back(messages, [takers, self.ending.clone()].concat());
         let Some(session) = self.sessions.remove(&number) else { return };
         for queue in session.parking {
             let _ = self.order(&queue, Order::Forget { session: number });
@@ -483,7 +503,7 @@ impl Engine for Front {
     fn begin(&mut self, _now: Time) {}
 
     fn is_busy(&self) -> bool {
-        self.under.load(Ordering::Relaxed) > 0
+        self.under.load(Ordering::Relaxed) > 0 || self.taking.load(Ordering::Relaxed) > 0
     }
 
     fn poll_time(&self) -> Option<Time> {
@@ -494,6 +514,7 @@ impl Engine for Front {
 
     fn handle_end(&mut self, now: Time) {
         let sessions: Vec<u32> = self.sessions.keys().copied().collect();
+        self.ending = sessions.iter().flat_map(|session| self.end_takers(now, *session)).collect();
         for session in sessions {
             self.handle_gone(now, session);
         }

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::super::machine::{Answer, Refusal, What};
-use super::cluster::{Cluster, Opened, away, bounded};
+use super::cluster::{CALL_MAX, Cluster, Opened, bounded};
 use super::engine::Front;
 use super::event::{Event, Settled};
+use super::faults::{away, refusal};
 use super::keeper::{Finding, Order};
 use super::pull::Pulled;
-use super::taker::How;
+use super::taker::{How, Pulling};
 use crate::store::{SendId, Time};
 use crate::wire::errno;
 
@@ -45,11 +48,21 @@ impl Pulled {
 }
 
 impl Held {
-    fn reckon(&mut self, lease_ms: u64, now: Time) {
+    /// What it counts for.
+    pub(super) fn bytes(&self) -> u64 {
+        if self.late { 0 } else { self.message.record.len() as u64 }
+    }
+
+    /// From now on the cluster leaves it here for as long as it does.
+    fn reckon(&mut self, now: Time) {
+        let lease_ms = self.message.opened.lease().as_millis() as u64;
+        self.cluster_until = now.after_ms(lease_ms);
+        // what goes to the dead letters next is taken back before the cluster gives it to somebody else
+        let spare_us = if self.message.is_spent(0) { self.message.spare_us() } else { 0 };
+        let in_time = self.until.0.saturating_add(spare_us) <= self.cluster_until.0;
         // early enough to be heard in time if one is lost
         let third = now.after_ms(lease_ms / 3);
-        self.due =
-            if self.until <= self.cluster_until { self.until } else { third.min(self.until) };
+        self.due = if in_time { self.until } else { third.min(self.until) };
     }
 }
 
@@ -65,59 +78,82 @@ impl Front {
         let id = message.id;
         // it was held here before, and the cluster has taken it back
         self.let_go(&queue, id);
-        let lease = message.opened.lease().as_millis() as u64;
         let until = now.after_ms(lease_ms.unwrap_or(message.opened.about.options.lease_ms));
-        let cluster_until = now.after_ms(lease);
         let mut held =
-            Held { message, session, taker, until, cluster_until, due: until, late: false };
-        held.reckon(lease, now);
+            Held { message, session, taker, until, cluster_until: now, due: until, late: false };
+        held.reckon(now);
         self.timers.insert((held.due, Arc::clone(&queue), id));
         self.sessions.entry(session).or_default().holding.insert(Arc::clone(&queue));
         if let Some(here) = self.queues.get_mut(&queue) {
-            self.held_bytes += held.message.record.len() as u64;
+            self.held_bytes += held.bytes();
             here.held.insert(id, held);
+            self.weigh();
         }
     }
 
     /// Forgets that a message is held, and lets its subscription have another.
     fn let_go(&mut self, queue: &Arc<str>, id: u64) -> Option<Held> {
         let held = self.queues.get_mut(queue)?.held.remove(&id)?;
-        self.held_bytes -= held.message.record.len() as u64;
         self.timers.remove(&(held.due, Arc::clone(queue), id));
         if !held.late {
-            self.release(held.taker, held.message.record.len() as u64);
+            self.release(held.taker, held.bytes());
         }
         Some(held)
     }
 
-    /// Lets a subscription have another message for one of this length.
+    /// Lets a subscription have another message for one of this length that it does not hold any more.
     fn release(&mut self, taker: Option<u32>, length: u64) {
+        self.held_bytes -= length;
+        self.weigh();
+        let full = self.is_full;
         if let Some(taker) = taker.and_then(|taker| self.takers.get_mut(&taker))
             && let How::Subscribed(subscribed) = &mut taker.how
         {
             subscribed.held.0 = subscribed.held.0.saturating_sub(1);
             subscribed.held.1 = subscribed.held.1.saturating_sub(length);
-            subscribed.grant();
+            subscribed.grant(full);
         }
     }
 
     /// Gives messages back that nobody here takes.
-    pub(super) fn give_back(&self, messages: Vec<Arc<Pulled>>) {
+    pub(super) fn hand_back(&self, messages: Vec<Arc<Pulled>>) {
+        if messages.is_empty() {
+            return;
+        }
+        let cluster = Arc::clone(&self.cluster);
+        let ending = self.ending.clone();
+        let _under = self.under_way();
+        self.spawn(async move {
+            closed(ending).await;
+            cluster.hand_back(messages).await;
+            Event::Over { _under }
+        });
+    }
+
+    /// Gives messages back that clients have had, once these takers pull no more: one of them could get them
+    /// again just as it ends, and they would be lost until their lease is over.
+    pub(super) fn give_back(&self, messages: Vec<Arc<Pulled>>, takers: Vec<Pulling>) {
         if messages.is_empty() {
             return;
         }
         let (cluster, report) = (Arc::clone(&self.cluster), self.report.clone());
         let _under = self.under_way();
         self.spawn(async move {
+            closed(takers).await;
             cluster.give_back(messages, &report).await;
             Event::Over { _under }
         });
     }
 
-    /// Gives back what a session holds and `which` says.
-    pub(super) fn give_back_all(&mut self, now: Time, number: u32, which: impl Fn(&Held) -> bool) {
-        let Some(session) = self.sessions.get_mut(&number) else { return };
+    /// Takes back what a session holds and `which` says.
+    pub(super) fn take_back(
+        &mut self,
+        now: Time,
+        number: u32,
+        which: impl Fn(&Held) -> bool,
+    ) -> Vec<Arc<Pulled>> {
         let mut messages = Vec::new();
+        let Some(session) = self.sessions.get_mut(&number) else { return messages };
         for queue in std::mem::take(&mut session.holding) {
             let Some(here) = self.queues.get(&queue) else { continue };
             let mine = here.held.iter().filter(|(_, held)| held.session == number);
@@ -131,7 +167,7 @@ impl Front {
                 session.holding.insert(queue);
             }
         }
-        self.give_back(messages);
+        messages
     }
 
     fn returned(&mut self, now: Time, queue: &Arc<str>, id: u64) -> Option<Arc<Pulled>> {
@@ -155,20 +191,19 @@ impl Front {
             let Some(here) = self.queues.get_mut(&queue) else { continue };
             let Some(held) = here.held.get_mut(&id) else { continue };
             if held.until > now {
-                let lease = held.message.opened.lease().as_millis() as u64;
-                held.cluster_until = now.after_ms(lease);
-                held.reckon(lease, now);
+                held.reckon(now);
                 self.timers.insert((held.due, Arc::clone(&queue), id));
                 let (cluster, message) = (Arc::clone(&self.cluster), Arc::clone(&held.message));
                 tokio::spawn(async move { cluster.hold_on(vec![message]).await });
                 continue;
             }
+            let length = held.bytes();
             held.late = true;
             let message = Arc::clone(&held.message);
             let (session, taker) = (held.session, held.taker);
             let spare = Time(now.0.saturating_add(message.spare_us()));
             // if its lease in the cluster ends now too, somebody else may have it already, and would lose it
-            if held.cluster_until > spare {
+            if held.cluster_until > spare || message.is_spent(0) {
                 back.push(Arc::clone(&message));
             }
             here.counters.returned += 1;
@@ -176,14 +211,13 @@ impl Front {
                 && let Some(oldest) = here.held.iter().find(|(_, held)| held.late)
             {
                 let oldest = *oldest.0;
-                let gone = here.held.remove(&oldest);
-                self.held_bytes -= gone.map_or(0, |held| held.message.record.len() as u64);
+                here.held.remove(&oldest);
             }
             let about = (message.arrived, &message.record);
             self.trace.push(now, What::Returned, &queue, (id, session), about);
-            self.release(taker, message.record.len() as u64);
+            self.release(taker, length);
         }
-        self.give_back(back);
+        self.give_back(back, Vec::new());
     }
 
     /// Those of `ids` that the session holds, or held and nobody here does now; and the first other one.
@@ -297,10 +331,8 @@ impl Front {
             for message in &mine {
                 let Some(held) = here.held.get_mut(&message.id) else { continue };
                 self.timers.remove(&(held.due, Arc::clone(&queue), message.id));
-                let lease = message.opened.lease().as_millis() as u64;
                 held.until = now.after_ms(lease_ms);
-                held.cluster_until = now.after_ms(lease);
-                held.reckon(lease, now);
+                held.reckon(now);
                 self.timers.insert((held.due, Arc::clone(&queue), message.id));
             }
         }
@@ -401,12 +433,36 @@ impl Front {
     }
 }
 
+/// Until none of them pulls any more, or at least should.
+async fn closed(takers: Vec<Pulling>) {
+    let closing = async {
+        for taker in takers {
+            taker.closed().await;
+        }
+    };
+    let _ = timeout(2 * CALL_MAX, closing).await;
+}
+
 async fn found(finding: tokio::sync::oneshot::Receiver<Finding>) -> Finding {
     finding.await.map_err(|_| away("the queue's task has ended"))?
 }
 
 fn missing(opened: &Opened, id: u64) -> Refusal {
     Refusal::new(errno::ENOENT, format!("there is no message {id} in {:?}", opened.name))
+}
+
+/// Whether it is said of a message that is not there; the server has several ways to.
+fn is_missing(error: &async_nats::jetstream::Error) -> bool {
+    use async_nats::jetstream::ErrorCode as Code;
+
+    match error.error_code() {
+        Code::NO_MESSAGE_FOUND | Code::SEQUENCE_NOT_FOUND => true,
+        Code::STREAM_MESSAGE_DELETE_FAILED => {
+            let said = error.to_string();
+            ["no message found", "deleted message", "EOF"].iter().any(|text| said.contains(text))
+        }
+        _ => false,
+    }
 }
 
 impl Cluster {
@@ -418,10 +474,11 @@ impl Cluster {
         let stream = self.stream(opened).await?;
         match bounded(stream.get_raw_message(sequence)).await? {
             Ok(_) => Ok(true),
-            Err(error) if matches!(error.kind(), Kind::NoMessageFound | Kind::JetStream(_)) => {
-                Ok(false)
-            }
-            Err(error) => Err(away(error)),
+            Err(error) => match error.kind() {
+                Kind::NoMessageFound => Ok(false),
+                Kind::JetStream(error) => Err(refusal(&opened.name, &error)),
+                _ => Err(away(error)),
+            },
         }
     }
 
@@ -433,8 +490,11 @@ impl Cluster {
         match bounded(stream.delete_message(sequence)).await? {
             Ok(true) => Ok(()),
             Ok(false) => Err(missing(opened, id)),
-            Err(error) if matches!(error.kind(), Kind::JetStream(_)) => Err(missing(opened, id)),
-            Err(error) => Err(away(error)),
+            Err(error) => Err(match error.kind() {
+                Kind::JetStream(error) if is_missing(&error) => missing(opened, id),
+                Kind::JetStream(error) => refusal(&opened.name, &error),
+                _ => away(error),
+            }),
         }
     }
 

@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{PublishAckFuture, PublishErrorKind};
+use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, context::PublishError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::super::machine::{Answer, Create, PARKED_BYTES_MAX, PARKED_MAX, Refusal, Send};
 use super::super::options::{Kind, Policy, QueueOptions};
-use super::cluster::{Cluster, Opened, away, bounded, refusal, wall};
+use super::cluster::{Cluster, Opened, bounded, wall};
 use super::event::{Event, Place, Under};
+use super::faults::{Failure, unsent};
 use super::pull::EXPIRES;
 use crate::wire::errno;
 
@@ -107,10 +107,15 @@ impl Keeper {
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut ticks = interval(PARKED_PAUSE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = None;
         loop {
+            if let Some(order) = next.take() {
+                next = self.carry_out(order, &mut orders).await;
+                continue;
+            }
             tokio::select! {
                 order = orders.recv(), if self.publishing.len() < PUBLISHING_MAX => match order {
-                    Some(order) => self.carry_out(order).await,
+                    Some(order) => next = self.carry_out(order, &mut orders).await,
                     None => break,
                 },
                 Some(done) = self.publishing.join_next() => self.published(done.ok().flatten()).await,
@@ -120,9 +125,18 @@ impl Keeper {
         while let Some(done) = self.publishing.join_next().await {
             self.published(done.ok().flatten()).await;
         }
+        for parked in std::mem::take(&mut self.parked) {
+            let text = "too many queues are used at once for this one to be waited for";
+            self.refuse(parked, Refusal::new(errno::EMFILE, text)).await;
+        }
     }
 
-    async fn carry_out(&mut self, order: Order) {
+    /// Returns the next order, if it had to be taken to know that it is another one.
+    async fn carry_out(
+        &mut self,
+        order: Order,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> Option<Order> {
         match order {
             Order::Create { create, session, token, under } => {
                 let event = match self.create(create, session).await {
@@ -149,7 +163,19 @@ impl Keeper {
             }
             Order::Send(sending) => self.send(sending).await,
             Order::Find { found } => {
-                let _ = found.send(self.find().await);
+                // one look is enough for all that wait for one
+                let mut asking = vec![found];
+                let next = loop {
+                    match orders.try_recv() {
+                        Ok(Order::Find { found }) => asking.push(found),
+                        other => break other.ok(),
+                    }
+                };
+                let finding = self.find().await;
+                for found in asking {
+                    let _ = found.send(finding.clone());
+                }
+                return next;
             }
             Order::Room => self.unpark().await,
             Order::Forget { session } => {
@@ -161,6 +187,7 @@ impl Keeper {
                 });
             }
         }
+        None
     }
 
     /// The queue as it was last seen, if that was over the same connection.
@@ -198,9 +225,10 @@ impl Keeper {
         if let Some(dead) = options.as_ref().and_then(|options| options.dead_letter.as_deref()) {
             self.cluster.create(dead, None, &QueueOptions::default()).await?;
         }
+        let reclaims = kind == Kind::Transient && !exclusive;
         let wanted = options.clone().unwrap_or_default();
         let found = match self.find().await {
-            Ok(found) if self.is_orphan(&found).await => {
+            Ok(found) if reclaims && self.is_orphan(&found).await => {
                 match self.cluster.destroy(&found, 0).await {
                     // somebody else was first
                     Err(refusal) if refusal.errno != errno::ENOENT => Err(refusal),
@@ -238,7 +266,8 @@ impl Keeper {
         }
     }
 
-    /// Whether it is a transient queue of a broker that is gone and has not been removed yet.
+    /// Whether it is a transient queue of a broker that does not answer. Who asks for it by its name, be it
+    /// there or not, is its owner, who has come back to another broker: there is nothing to wait for.
     async fn is_orphan(&self, opened: &Opened) -> bool {
         match opened.about.owner {
             Some((instance, _)) if instance != self.cluster.instance => {
@@ -288,12 +317,12 @@ impl Keeper {
             return self.send_or_park(&opened, sending).await;
         }
         match begin(&self.cluster, &opened, &sending.send).await {
-            Err(refusal) => self.not_sent(sending, refusal).await,
+            Err(failure) => self.not_sent(sending, failure.refusal()).await,
             Ok(published) => {
                 let events = self.events.clone();
                 self.publishing.spawn(async move {
                     match end(&opened, published).await {
-                        Err(refusal) if refusal.errno == errno::ENOENT && !sending.again => {
+                        Err(Failure::Nobody) if !sending.again => {
                             return Some(Sending { again: true, ..sending });
                         }
                         outcome => {
@@ -317,12 +346,12 @@ impl Keeper {
     /// What waits for room is in order, so one is sent after the other.
     async fn send_or_park(&mut self, opened: &Arc<Opened>, sending: Sending) {
         if self.parked.is_empty() {
-            let outcome = match begin(&self.cluster, opened, &sending.send).await {
-                Ok(published) => end(opened, published).await,
-                Err(refusal) => Err(refusal),
-            };
-            match outcome {
-                Err(refusal) if refusal.errno == errno::ENOBUFS => {}
+            match publish(&self.cluster, opened, &sending.send).await {
+                Err(Failure::Refused(refusal)) if refusal.errno == errno::ENOBUFS => {}
+                Err(Failure::Nobody) if !sending.again => {
+                    self.opened = None;
+                    return Box::pin(self.send(Sending { again: true, ..sending })).await;
+                }
                 outcome => return self.tell(told(opened, sending, outcome)).await,
             }
         }
@@ -343,20 +372,22 @@ impl Keeper {
         while let Some(Parked { send, session, token }) = self.parked.pop_front() {
             self.parked_bytes -= send.record.len() as u64;
             let outcome = match self.known().await {
-                Ok(opened) => match begin(&self.cluster, &opened, &send).await {
-                    Ok(published) => end(&opened, published).await.map(|place| (opened, place)),
-                    Err(refusal) => Err(refusal),
-                },
-                Err(refusal) => Err(refusal),
+                Ok(opened) => {
+                    publish(&self.cluster, &opened, &send).await.map(|place| (opened, place))
+                }
+                Err(refusal) => Err(refusal.into()),
             };
             let sending = Sending { send, session, token, under: None, again: true };
             match outcome {
                 Ok((opened, place)) => self.tell(told(&opened, sending, Ok(place))).await,
-                Err(refusal) if refusal.errno == errno::ENOENT => {
+                Err(Failure::Refused(refusal)) if refusal.errno == errno::ENOENT => {
                     self.not_sent(sending, refusal).await;
                 }
                 // full still, or the cluster is away
-                Err(_) => {
+                Err(failure) => {
+                    if matches!(failure, Failure::Nobody) {
+                        self.opened = None;
+                    }
                     let Sending { send, session, token, .. } = sending;
                     self.parked_bytes += send.record.len() as u64;
                     self.parked.push_front(Parked { send, session, token });
@@ -381,10 +412,10 @@ fn refused(queue: Arc<str>, sending: Sending, refusal: Refusal) -> Event {
     Event::NotSent { token, session, queue, record: send.record, refusal, _under: under }
 }
 
-fn told(opened: &Opened, sending: Sending, outcome: Result<(u64, bool), Refusal>) -> Event {
+fn told(opened: &Opened, sending: Sending, outcome: Result<(u64, bool), Failure>) -> Event {
     let queue = Arc::clone(&opened.name);
     match outcome {
-        Err(refusal) => refused(queue, sending, refusal),
+        Err(failure) => refused(queue, sending, failure.refusal()),
         Ok((id, again)) => {
             let Sending { send, session, token, under, .. } = sending;
             let place = Place { queue, id, again, record: send.record };
@@ -414,7 +445,7 @@ async fn begin(
     cluster: &Cluster,
     opened: &Opened,
     send: &Send,
-) -> Result<PublishAckFuture, Refusal> {
+) -> Result<PublishAckFuture, Failure> {
     cluster.check()?;
     let mut publish = PublishMessage::build().payload(send.record.clone());
     if let Some(send_id) = send.send_id {
@@ -425,32 +456,17 @@ async fn begin(
         publish = publish.header(EXPIRES, wall().after_ms(ttl).0.to_string());
     }
     let begun = cluster.context.send_publish(opened.subject.clone(), publish);
-    bounded(begun).await?.map_err(|error| unsent(opened, &error))
+    bounded(begun).await?.map_err(|error| unsent(&opened.name, &error))
+}
+
+async fn publish(cluster: &Cluster, opened: &Opened, send: &Send) -> Result<(u64, bool), Failure> {
+    end(opened, begin(cluster, opened, send).await?).await
 }
 
 /// Waits until the cluster has a message: its id, and whether it had come before.
-async fn end(opened: &Opened, published: PublishAckFuture) -> Result<(u64, bool), Refusal> {
+async fn end(opened: &Opened, published: PublishAckFuture) -> Result<(u64, bool), Failure> {
     match bounded(published.into_future()).await? {
         Ok(ack) => Ok((opened.id(ack.sequence), ack.duplicate)),
-        Err(error) => Err(unsent(opened, &error)),
-    }
-}
-
-fn unsent(opened: &Opened, error: &PublishError) -> Refusal {
-    use std::error::Error as _;
-
-    match error.kind() {
-        PublishErrorKind::StreamNotFound => Refusal::missing(&opened.name),
-        PublishErrorKind::MaxPayloadExceeded => {
-            let text = "the message is longer than the cluster's max_payload";
-            Refusal::new(errno::EMSGSIZE, text)
-        }
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-            away("no answer: whether it has the message is not known")
-        }
-        _ => match error.source().and_then(|error| error.downcast_ref::<jetstream::Error>()) {
-            Some(error) => refusal(&opened.name, error),
-            None => away(error),
-        },
+        Err(error) => Err(unsent(&opened.name, &error)),
     }
 }

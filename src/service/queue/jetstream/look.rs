@@ -14,9 +14,10 @@ use super::super::machine::{
 };
 use super::super::options::Mode;
 use super::super::protocol::reply_to_of;
-use super::cluster::{CALL_MAX, Cluster, about, away, bounded};
+use super::cluster::{CALL_MAX, Cluster, about, bounded};
 use super::engine::Front;
 use super::event::Event;
+use super::faults::away;
 use super::names::About;
 use super::pull::EXPIRES;
 use crate::store::Time;

@@ -21,11 +21,13 @@
 mod cluster;
 mod engine;
 mod event;
+mod faults;
 mod held;
 mod keeper;
 mod look;
 mod names;
 mod owners;
+mod pause;
 mod pull;
 mod receive;
 mod recent;
@@ -95,6 +97,7 @@ pub enum JetStreamError {
 pub struct JetStream {
     cluster: Arc<Cluster>,
     url: ClusterUrl,
+    look_pause: Duration,
 }
 
 impl JetStream {
@@ -141,15 +144,14 @@ impl JetStream {
                 options.user_and_password(user.clone(), password.clone())
             }
         };
-        let client =
-            options.require_tls(url.tls).connect(url.server()).await.map_err(
-                |error| match error.kind() {
-                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                        JetStreamError::Denied { url: url.clone() }
-                    }
-                    _ => JetStreamError::Unreachable { url: url.clone(), why: error.to_string() },
-                },
-            )?;
+        let client = options.require_tls(url.tls).connect(url.servers()).await.map_err(
+            |error| match error.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    JetStreamError::Denied { url: url.clone() }
+                }
+                _ => JetStreamError::Unreachable { url: url.clone(), why: error.to_string() },
+            },
+        )?;
         let context = ContextBuilder::new()
             .timeout(CALL_MAX)
             .max_ack_inflight(OUTGOING_MAX)
@@ -171,7 +173,16 @@ impl JetStream {
         }
         let cluster =
             Cluster { client, context, instance: random(), replicas: url.replicas, connections };
-        Ok(Self { cluster: Arc::new(cluster), url: url.clone() })
+        Ok(Self { cluster: Arc::new(cluster), url: url.clone(), look_pause: owners::PAUSE })
+    }
+
+    /// The same, but it looks so often for transient queues of brokers that are gone. For tests, which
+    /// would otherwise wait for a minute.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn look_pause(mut self, pause: Duration) -> Self {
+        self.look_pause = pause;
+        self
     }
 }
 
@@ -185,11 +196,13 @@ pub async fn serve_jetstream(
     jetstream: JetStream,
     options: ServeOptions,
 ) -> Result<Served, RequestError> {
-    let JetStream { cluster, url } = jetstream;
+    let JetStream { cluster, url, look_pause } = jetstream;
     let asked = cluster.client.subscribe(alive_subject(cluster.instance)).await;
     let (there, over) = oneshot::channel();
     match asked {
-        Ok(asked) => drop(tokio::spawn(owners::watch(Arc::clone(&cluster), asked, over))),
+        Ok(asked) => {
+            tokio::spawn(owners::watch(Arc::clone(&cluster), asked, over, look_pause));
+        }
         Err(error) => tracing::warn!(%error, %url, "others may take this broker to be gone"),
     }
     serve_with(endpoint, &options, |now| Front::new(cluster, there, options.machine, now)).await

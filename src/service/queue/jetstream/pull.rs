@@ -11,7 +11,8 @@ use futures_core::Stream as _;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::machine::Refusal;
-use super::cluster::{CALL_MAX, Cluster, Opened, away, bounded};
+use super::cluster::{CALL_MAX, Cluster, Opened, bounded};
+use super::faults::away;
 use crate::store::Time;
 
 /// Messages that one pull asks for. It bounds what has to be given back when a pull is ended early, and
@@ -20,6 +21,10 @@ pub(super) const PULL_MAX: u32 = 64;
 
 /// How long a pull waits at the server.
 pub(super) const PULL_EXPIRES: Duration = Duration::from_secs(30);
+
+/// How often the server says that a pull still waits, if it does so for long enough. It does not take more
+/// than half of that time.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// The header with the time at which a message is of no use any more, in microseconds.
 pub(super) const EXPIRES: &str = "Nlbus-Expires";
@@ -85,8 +90,12 @@ pub(super) struct Inbox {
     read: u64,
     /// Messages that the pull may still bring.
     outstanding: u32,
-    /// When the server should have said something.
+    /// How long the server may say nothing.
+    silence_max: Duration,
+    /// When it should have said something.
     overdue: Pin<Box<Sleep>>,
+    /// When something was last read.
+    heard: Instant,
 }
 
 impl Inbox {
@@ -103,7 +112,9 @@ impl Inbox {
             subject,
             read: 0,
             outstanding: 0,
+            silence_max: CALL_MAX,
             overdue: Box::pin(sleep_until(Instant::now() + CALL_MAX)),
+            heard: Instant::now(),
         })
     }
 
@@ -123,9 +134,15 @@ impl Inbox {
         let bytes = bytes.map_or(String::new(), |max| {
             format!(",\"max_bytes\":{}", max.clamp(1, i32::MAX as u64))
         });
-        let ending = match wait {
-            None => "\"no_wait\":true".to_owned(),
-            Some(wait) => format!("\"expires\":{}", wait.as_nanos().clamp(1, u64::MAX.into())),
+        let wait_ns = wait.unwrap_or_default().as_nanos().clamp(1, u64::MAX.into());
+        let (ending, silence_max) = match wait {
+            None => ("\"no_wait\":true".to_owned(), CALL_MAX),
+            Some(wait) if wait >= 2 * HEARTBEAT => {
+                let heartbeat = HEARTBEAT.as_nanos();
+                let ending = format!("\"expires\":{wait_ns},\"idle_heartbeat\":{heartbeat}");
+                (ending, 2 * HEARTBEAT + CALL_MAX)
+            }
+            Some(wait) => (format!("\"expires\":{wait_ns}"), wait + CALL_MAX),
         };
         let body = format!("{{\"batch\":{messages}{bytes},{ending}}}");
         let Opened { stream, consumer, .. } = &*self.opened;
@@ -133,8 +150,15 @@ impl Inbox {
         let asked = self.cluster.client.publish_with_reply(api, self.subject.clone(), body.into());
         bounded(asked).await?.map_err(away)?;
         self.outstanding = messages;
-        self.overdue.as_mut().reset(Instant::now() + wait.unwrap_or_default() + CALL_MAX);
+        self.silence_max = silence_max;
+        self.hear();
         Ok(())
+    }
+
+    /// The server is there.
+    fn hear(&mut self) {
+        self.heard = Instant::now();
+        self.overdue.as_mut().reset(self.heard + self.silence_max);
     }
 
     /// The next thing that comes of the pull, if there is one. Cancel-safe.
@@ -157,6 +181,7 @@ impl Inbox {
                 }
             };
             self.read += 1;
+            self.hear();
             if let Some(status) = message.status {
                 let said = message.description.as_deref().unwrap_or_default();
                 let end = match status.as_u16() {
@@ -185,7 +210,9 @@ impl Inbox {
         if self.outstanding == 0 || self.cluster.check().is_err() {
             return Vec::new();
         }
-        let left = u64::from(self.outstanding) + 1;
+        // the messages, the end, and what else the server may have said since something was read
+        let beats = self.heard.elapsed().as_secs() / HEARTBEAT.as_secs() + 1;
+        let left = u64::from(self.outstanding) + 1 + beats;
         let mut found = Vec::new();
         let closing = async {
             if self.subscriber.unsubscribe_after(self.read + left).await.is_err() {
@@ -206,6 +233,16 @@ impl Inbox {
             }
         };
         let _ = timeout(CALL_MAX, closing).await;
+        self.forget().await;
         found
+    }
+
+    /// Has the server see that nobody waits here any more, as it does when it is asked about the consumer.
+    /// Servers up to 2.9 otherwise look only after they have taken a message for the pull; one that had been
+    /// given back before would then be lost until its lease is over.
+    async fn forget(&self) {
+        let Opened { stream, consumer, .. } = &*self.opened;
+        let api = format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}");
+        let _ = bounded(self.cluster.client.request(api, Bytes::new())).await;
     }
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::super::machine::{RECEIVE_BYTES_MAX, Receive, Refusal};
 use super::cluster::{CALL_MAX, Cluster};
-use super::event::Event;
+use super::event::{Event, Under};
 use super::keeper::{Finding, Order};
+use super::pause::Pauses;
 use super::pull::{Came, End, Inbox, PULL_EXPIRES, Pulled};
 use super::settle::judge;
 use super::subscription::permitted;
@@ -24,6 +25,8 @@ pub(super) struct Receiving {
     /// Where to look for each of its queues again.
     pub(super) orders: Vec<mpsc::Sender<Order>>,
     pub(super) events: mpsc::Sender<Event>,
+    /// Says, by being there, that it may pull.
+    pub(super) _pulls: watch::Receiver<()>,
 }
 
 /// What was taken so far.
@@ -49,12 +52,36 @@ impl From<Refusal> for Interruption {
 }
 
 impl Receiving {
-    /// `over` ends when nobody waits any more.
+    /// `over` ends when nobody waits any more. A broker does not end before this has, and nothing is left
+    /// with it.
     pub(super) async fn run(
         self,
+        found: Vec<oneshot::Receiver<Finding>>,
+        over: oneshot::Receiver<()>,
+        under: Under,
+    ) {
+        if let Some(outcome) = self.receive(found, over).await {
+            let received = Event::Received { taker: self.taker, outcome };
+            // an engine that is gone gives nothing back
+            if let Err(mpsc::error::SendError(Event::Received { outcome: Ok(messages), .. })) =
+                self.events.send(received).await
+            {
+                self.cluster.hand_back(messages).await;
+            }
+        }
+        let events = self.events.clone();
+        drop(self);
+        let _ = events.send(Event::Over { _under: Some(under) }).await;
+    }
+
+    /// What there is for who waits, if he still does.
+    async fn receive(
+        &self,
         mut found: Vec<oneshot::Receiver<Finding>>,
         mut over: oneshot::Receiver<()>,
-    ) {
+    ) -> Option<Result<Vec<Arc<Pulled>>, Refusal>> {
+        let mut connections = self.cluster.connections.clone();
+        let mut pauses = Pauses::default();
         let started = Instant::now();
         let wait = Duration::from_millis(self.receive.timeout_ms);
         // one that is too long to be told is for ever
@@ -62,6 +89,7 @@ impl Receiving {
         let mut taken = Taken::default();
         let outcome = loop {
             let mut inboxes = Vec::new();
+            connections.mark_unchanged();
             let taking = async {
                 for found in found {
                     let opened = permitted(&self.cluster, self.session, found).await?;
@@ -74,12 +102,12 @@ impl Receiving {
                 _ = &mut over => None,
             };
             let left = self.close(inboxes).await;
-            self.cluster.give_back(left, &self.events).await;
+            self.cluster.hand_back(left).await;
             let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
             match ended {
                 None => {
-                    self.cluster.give_back(taken.messages, &self.events).await;
-                    return;
+                    self.cluster.hand_back(taken.messages).await;
+                    return None;
                 }
                 Some(Ok(())) => break Ok(()),
                 Some(Err(_)) if !taken.messages.is_empty() => break Ok(()),
@@ -90,13 +118,9 @@ impl Receiving {
                 }
                 Some(Err(Interruption::Lost)) => {}
             }
-            if self.cluster.check().is_err() {
-                let mut connections = self.cluster.connections.clone();
-                connections.mark_unchanged();
-                tokio::select! {
-                    _ = timeout(CALL_MAX, connections.changed()) => {}
-                    _ = &mut over => return,
-                }
+            tokio::select! {
+                () = pauses.wait(&mut connections) => {}
+                _ = &mut over => return None,
             }
             found = Vec::new();
             for orders in &self.orders {
@@ -105,11 +129,10 @@ impl Receiving {
                 found.push(finding);
             }
         };
-        let outcome = match outcome {
+        Some(match outcome {
             Ok(()) if self.receive.auto_ack => self.done_with(taken.messages).await,
             outcome => outcome.map(|()| taken.messages),
-        };
-        let _ = self.events.send(Event::Received { taker: self.taker, outcome }).await;
+        })
     }
 
     /// Acknowledges what is done with as soon as it is delivered; what cannot be comes again.

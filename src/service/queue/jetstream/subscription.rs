@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
 
 use super::super::machine::Refusal;
-use super::cluster::{CALL_MAX, Cluster, Opened};
-use super::event::{Event, Grant};
+use super::cluster::{Cluster, Opened};
+use super::event::{Event, Grant, Under};
 use super::keeper::{Finding, Order};
+use super::pause::Pauses;
 use super::pull::{Came, End, Inbox, PULL_EXPIRES, PULL_MAX, Pulled};
 use super::settle::judge;
 use crate::wire::errno;
@@ -24,6 +24,8 @@ pub(super) struct Subscription {
     pub(super) grants: watch::Receiver<Grant>,
     /// How much was passed on.
     pub(super) passed: (u64, u64),
+    /// Says, by being there, that it may pull.
+    pub(super) _pulls: watch::Receiver<()>,
 }
 
 /// What interrupts the pulling.
@@ -35,13 +37,25 @@ enum Interruption {
 }
 
 impl Subscription {
-    pub(super) async fn run(mut self, found: oneshot::Receiver<Finding>) {
-        let mut opened = match permitted(&self.cluster, self.session, found).await {
+    /// A broker does not end before this has, and nothing is left with it.
+    pub(super) async fn run(mut self, found: oneshot::Receiver<Finding>, under: Under) {
+        if let Some(refusal) = self.take(found).await {
+            self.tell(Event::Unsubscribed { taker: self.taker, refusal }).await;
+        }
+        let events = self.events.clone();
+        drop(self);
+        let _ = events.send(Event::Over { _under: Some(under) }).await;
+    }
+
+    /// Takes messages until nobody wants any more, or it cannot go on.
+    async fn take(&mut self, found: oneshot::Receiver<Finding>) -> Option<Refusal> {
+        let mut opened = match self.permitted(found).await? {
             Ok(opened) => opened,
-            Err(refusal) => return self.end(refusal).await,
+            Err(refusal) => return Some(refusal),
         };
         self.tell(Event::Subscribed { taker: self.taker }).await;
         let mut connections = self.cluster.connections.clone();
+        let mut pauses = Pauses::default();
         loop {
             connections.mark_unchanged();
             let interruption = match Inbox::open(&self.cluster, &opened).await {
@@ -49,27 +63,30 @@ impl Subscription {
                 Err(_) => Interruption::Lost,
             };
             if matches!(interruption, Interruption::Over) {
-                return;
+                return None;
             }
             opened = loop {
-                let (found, finding) = oneshot::channel();
-                if self.orders.send(Order::Find { found }).await.is_err() {
-                    return;
+                tokio::select! {
+                    () = pauses.wait(&mut connections) => {}
+                    () = over(&mut self.grants) => return None,
                 }
-                match permitted(&self.cluster, self.session, finding).await {
+                let (found, finding) = oneshot::channel();
+                self.orders.send(Order::Find { found }).await.ok()?;
+                match self.permitted(finding).await? {
                     Ok(opened) => break opened,
-                    Err(refusal) if refusal.errno != errno::EHOSTUNREACH => {
-                        return self.end(refusal).await;
-                    }
                     // it goes on when the cluster is there again
-                    Err(_) => {
-                        let _ = timeout(CALL_MAX, connections.changed()).await;
-                        if self.grants.has_changed().is_err() {
-                            return;
-                        }
-                    }
+                    Err(refusal) if refusal.errno == errno::EHOSTUNREACH => {}
+                    Err(refusal) => return Some(refusal),
                 }
             };
+        }
+    }
+
+    /// The queue, unless nobody wants anything of it any more.
+    async fn permitted(&mut self, found: oneshot::Receiver<Finding>) -> Option<Finding> {
+        tokio::select! {
+            found = permitted(&self.cluster, self.session, found) => Some(found),
+            () = over(&mut self.grants) => None,
         }
     }
 
@@ -125,17 +142,23 @@ impl Subscription {
         if let Some(message) = judge(&self.cluster, message, &self.events).await {
             self.passed.0 += 1;
             self.passed.1 += message.record.len() as u64;
-            self.tell(Event::Came { taker: self.taker, message }).await;
+            let came = self.events.send(Event::Came { taker: self.taker, message }).await;
+            // an engine that is gone gives nothing back
+            if let Err(mpsc::error::SendError(Event::Came { message, .. })) = came {
+                self.cluster.hand_back(vec![message]).await;
+            }
         }
-    }
-
-    async fn end(&self, refusal: Refusal) {
-        self.tell(Event::Unsubscribed { taker: self.taker, refusal }).await;
     }
 
     async fn tell(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
+}
+
+/// Until nobody takes messages any more.
+async fn over(grants: &mut watch::Receiver<Grant>) {
+    // how much is granted is read anew before each pull
+    while grants.changed().await.is_ok() {}
 }
 
 /// A queue that was found, if this session may take its messages.

@@ -19,8 +19,12 @@ use crate::wire::errno;
 /// RECEIVEs and subscriptions of this broker.
 const TAKERS_MAX: usize = 8_192;
 
-/// Bytes of messages that sessions of this broker hold, past which no further RECEIVE is taken.
+/// Bytes of messages that sessions of this broker hold, past which no further RECEIVE is taken, and
+/// subscriptions get one message at a time.
 const HELD_BYTES_MAX: u64 = 1 << 30;
+
+/// What has to be done with until all is as before: else it would change with each message.
+const HELD_BYTES_LEFT: u64 = HELD_BYTES_MAX / 8;
 
 /// Whoever takes messages.
 pub(super) struct Taker {
@@ -31,7 +35,11 @@ pub(super) struct Taker {
     pub(super) queues: Vec<Arc<str>>,
     pub(super) lease_ms: Option<u64>,
     pub(super) how: How,
+    pub(super) pulling: Pulling,
 }
+
+/// It is closed when the task of a taker pulls no more.
+pub(super) type Pulling = watch::Sender<()>;
 
 pub(super) enum How {
     Subscribed(Subscribed),
@@ -50,10 +58,10 @@ pub(super) struct Subscribed {
 }
 
 impl Subscribed {
-    /// Lets it take as much as it has room for.
-    pub(super) fn grant(&self) {
-        let room =
-            (self.credit.0.saturating_sub(self.held.0), self.credit.1.saturating_sub(self.held.1));
+    /// Lets it take as much as it has room for, and if this broker is full, one message at most.
+    pub(super) fn grant(&self, full: bool) {
+        let most = if full { 1 } else { self.credit.0 };
+        let room = (most.saturating_sub(self.held.0), self.credit.1.saturating_sub(self.held.1));
         self.grants.send_replace(Grant {
             messages: self.came.0 + room.0,
             bytes: self.came.1 + room.1,
@@ -76,7 +84,7 @@ impl Front {
             let text = format!("1 to {RECEIVE_QUEUES_MAX} queues and at least 1 message, please");
             return Err(Refusal::new(errno::EINVAL, text));
         }
-        if self.held_bytes >= HELD_BYTES_MAX {
+        if self.is_full {
             let text = "consumers at this broker hold as many bytes of messages as they may";
             return Err(Refusal::new(errno::ENOBUFS, text));
         }
@@ -100,10 +108,10 @@ impl Front {
         let (over, ended) = oneshot::channel();
         let how = How::Receives { _over: over, auto_ack: receive.auto_ack };
         let lease_ms = receive.lease_ms;
-        self.takers.insert(
-            taker,
-            Taker { made: self.takers_made, token, session, queues: names, lease_ms, how },
-        );
+        let (pulling, pulls) = watch::channel(());
+        let made = self.takers_made;
+        self.takers
+            .insert(taker, Taker { made, token, session, queues: names, lease_ms, how, pulling });
         self.sessions.entry(session).or_default().takers.insert(taker);
         let receiving = Receiving {
             cluster: Arc::clone(&self.cluster),
@@ -112,8 +120,9 @@ impl Front {
             receive,
             orders,
             events: self.report.clone(),
+            _pulls: pulls,
         };
-        tokio::spawn(receiving.run(found, ended));
+        tokio::spawn(receiving.run(found, ended, self.taking()));
         Ok(())
     }
 
@@ -137,12 +146,14 @@ impl Front {
             (subscribe.credit.min(CREDIT_MAX.0).into(), subscribe.credit_bytes.min(CREDIT_MAX.1));
         let (grants, granted) = watch::channel(Grant::default());
         let subscribed = Subscribed { grants, credit, came: (0, 0), held: (0, 0) };
-        subscribed.grant();
+        subscribed.grant(self.is_full);
         let how = How::Subscribed(subscribed);
         let lease_ms = subscribe.lease_ms;
+        let (pulling, pulls) = watch::channel(());
+        let made = self.takers_made;
         self.takers.insert(
             taker,
-            Taker { made: self.takers_made, token, session, queues: vec![name], lease_ms, how },
+            Taker { made, token, session, queues: vec![name], lease_ms, how, pulling },
         );
         self.sessions.entry(session).or_default().takers.insert(taker);
         let subscription = Subscription {
@@ -153,9 +164,24 @@ impl Front {
             events: self.report.clone(),
             grants: granted,
             passed: (0, 0),
+            _pulls: pulls,
         };
-        tokio::spawn(subscription.run(found));
+        tokio::spawn(subscription.run(found, self.taking()));
         Ok(())
+    }
+
+    /// Takes note of how much is held here.
+    pub(super) fn weigh(&mut self) {
+        let most = HELD_BYTES_MAX - if self.is_full { HELD_BYTES_LEFT } else { 0 };
+        let full = self.held_bytes >= most;
+        if std::mem::replace(&mut self.is_full, full) == full {
+            return;
+        }
+        for taker in self.takers.values() {
+            if let How::Subscribed(subscribed) = &taker.how {
+                subscribed.grant(full);
+            }
+        }
     }
 
     fn new_taker(&mut self, session: u32) -> Result<u32, Refusal> {
@@ -199,22 +225,23 @@ impl Front {
             .filter(|taker| taker.session == session && matches!(taker.how, How::Subscribed(_)));
         let missing = || Refusal::new(errno::ENOENT, "there is no such subscription");
         let token = taker.ok_or_else(missing)?.token;
-        self.end_taker(consumer, now);
-        self.give_back_all(now, session, |held| held.taker == Some(consumer));
+        let ended = self.end_taker(consumer, now).map(|taker| taker.pulling);
+        let messages = self.take_back(now, session, |held| held.taker == Some(consumer));
+        self.give_back(messages, ended.into_iter().collect());
         self.effects.push(Effect::End { token, refusal: None });
         Ok(Answer::Done)
     }
 
     pub(super) fn came(&mut self, now: Time, number: u32, message: Arc<Pulled>) {
         let Some(taker) = self.takers.get_mut(&number) else {
-            return self.give_back(vec![message]);
+            return self.hand_back(vec![message]);
         };
         let (token, session, lease_ms) = (taker.token, taker.session, taker.lease_ms);
         if let How::Subscribed(subscribed) = &mut taker.how {
             let length = message.record.len() as u64;
             subscribed.came = (subscribed.came.0 + 1, subscribed.came.1 + length);
             subscribed.held = (subscribed.held.0 + 1, subscribed.held.1 + length);
-            subscribed.grant();
+            subscribed.grant(self.is_full);
         }
         self.hold(now, (session, Some(number)), lease_ms, Arc::clone(&message));
         self.deliver(now, token, session, &message);
@@ -227,7 +254,7 @@ impl Front {
         outcome: Result<Vec<Arc<Pulled>>, Refusal>,
     ) {
         let Some(taker) = self.end_taker(number, now) else {
-            return self.give_back(outcome.unwrap_or_default());
+            return self.hand_back(outcome.unwrap_or_default());
         };
         let answer = match outcome {
             Err(refusal) => Answer::Refused(refusal),
@@ -263,5 +290,25 @@ impl Front {
             record: message.record.clone(),
         };
         self.effects.push(Effect::Deliver { token, message });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_as_much_is_held_as_may_be_a_subscription_gets_one_message_at_a_time() {
+        let (grants, granted) = watch::channel(Grant::default());
+        let mut subscribed = Subscribed { grants, credit: (8, 100), came: (3, 30), held: (0, 0) };
+        let mut granted_for = |held, full| {
+            subscribed.held = held;
+            subscribed.grant(full);
+            granted.borrow().messages - 3
+        };
+        assert_eq!(granted_for((0, 0), false), 8);
+        assert_eq!(granted_for((3, 30), false), 5);
+        assert_eq!(granted_for((3, 30), true), 0);
+        assert_eq!(granted_for((0, 0), true), 1);
     }
 }

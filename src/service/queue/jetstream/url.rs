@@ -14,15 +14,15 @@ const PORT: u16 = 4_222;
 /// How many copies of a message a cluster can keep.
 const REPLICAS_MAX: usize = 5;
 
-/// `nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT][?replicas=N]`, or the same with `nats+tls://`.
+/// `nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT][,HOST[:PORT]…][?replicas=N]`, or the same with `nats+tls://`.
+/// Of several servers of the cluster any one is enough.
 ///
 /// It is shown without the user, the password and the token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClusterUrl {
     pub(super) tls: bool,
     pub(super) user: Option<(String, Option<String>)>,
-    host: String,
-    port: u16,
+    places: Vec<(String, u16)>,
     pub(super) replicas: usize,
 }
 
@@ -53,17 +53,22 @@ impl ClusterUrl {
         text.starts_with("nats://") || text.starts_with("nats+tls://")
     }
 
-    /// As a server is named to the client.
-    pub(super) fn server(&self) -> String {
+    /// As servers are named to the client.
+    pub(super) fn servers(&self) -> Vec<String> {
         let scheme = if self.tls { "tls" } else { "nats" };
-        format!("{scheme}://{}:{}", self.host, self.port)
+        self.places.iter().map(|(host, port)| format!("{scheme}://{host}:{port}")).collect()
     }
 }
 
 impl fmt::Display for ClusterUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "nats+tls" } else { "nats" };
-        write!(f, "{scheme}://{}:{}", self.host, self.port)
+        write!(f, "{scheme}://")?;
+        for (at, (host, port)) in self.places.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            write!(f, "{comma}{host}:{port}")?;
+        }
+        Ok(())
     }
 }
 
@@ -107,26 +112,29 @@ impl FromStr for ClusterUrl {
             Some((user, password)) => (user.to_owned(), Some(password.to_owned())),
             None => (user.to_owned(), None),
         });
-        let place = place.strip_suffix('/').unwrap_or(place);
-        let (host, port) = match place.rsplit_once(':') {
-            Some((host, _)) if host.starts_with('[') && !host.ends_with(']') => (place, PORT),
-            Some((host, port)) => {
-                let port = port.parse().ok().filter(|port| *port > 0);
-                (host, port.ok_or(ClusterUrlError::Port)?)
-            }
-            None => (place, PORT),
-        };
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let known = match inner {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => !host.is_empty() && host.chars().all(legal),
-        };
-        if !known {
-            return Err(ClusterUrlError::Host);
-        }
-        Ok(Self { tls, user, host: host.to_owned(), port, replicas })
+        let places = place.strip_suffix('/').unwrap_or(place).split(',').map(place_of);
+        let places = places.collect::<Result<_, _>>()?;
+        Ok(Self { tls, user, places, replicas })
     }
+}
+
+/// Reads one `HOST[:PORT]`.
+fn place_of(place: &str) -> Result<(String, u16), ClusterUrlError> {
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, _)) if host.starts_with('[') && !host.ends_with(']') => (place, PORT),
+        Some((host, port)) => {
+            let port = port.parse().ok().filter(|port| *port > 0);
+            (host, port.ok_or(ClusterUrlError::Port)?)
+        }
+        None => (place, PORT),
+    };
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let known = match inner {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(legal),
+    };
+    if known { Ok((host.to_owned(), port)) } else { Err(ClusterUrlError::Host) }
 }
 
 #[cfg(test)]
@@ -140,6 +148,7 @@ mod tests {
             ("nats://me:se:c@ret@host:99?replicas=3", "nats://host:99"),
             ("nats+tls://token@[::1]/", "nats+tls://[::1]:4222"),
             ("nats://[::1]:8", "nats://[::1]:8"),
+            ("nats://me:se,c@a,b:99,[::1]?replicas=3", "nats://a:4222,b:99,[::1]:4222"),
         ] {
             let url: ClusterUrl = text.parse().unwrap();
             assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()));
@@ -155,6 +164,8 @@ mod tests {
             ("tcp://host", ClusterUrlError::Scheme),
             ("nats://", ClusterUrlError::Host),
             ("nats://a b", ClusterUrlError::Host),
+            ("nats://a,,b", ClusterUrlError::Host),
+            ("nats://a,b:0", ClusterUrlError::Port),
             ("nats://[::g]", ClusterUrlError::Host),
             ("nats://host:0", ClusterUrlError::Port),
             ("nats://host:port", ClusterUrlError::Port),
