@@ -22,7 +22,7 @@ pub(crate) struct QueuesArgs {
     #[arg(long)]
     queues: bool,
     /// Keep persistent queues in this directory, which has to be there, or in the NATS JetStream cluster at
-    /// nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT][?replicas=N]; without it they end with the broker.
+    /// nats://[USER:PASSWORD@|TOKEN@]HOST[:PORT][,HOST…][?replicas=N]; without it they end with the broker.
     #[arg(long, value_name = "DIR|URL")]
     state: Option<PathBuf>,
     /// The size that the state may have on disk, in bytes [default: as much as there is].

@@ -176,9 +176,8 @@ impl JetStream {
         Ok(Self { cluster: Arc::new(cluster), url: url.clone(), look_pause: owners::PAUSE })
     }
 
-    /// The same, but it looks so often for transient queues of brokers that are gone. For tests, which
-    /// would otherwise wait for a minute.
-    #[doc(hidden)]
+    /// The same, but it looks so often for transient queues of brokers that are gone: those that were
+    /// silent six times in a row. Default 10 s; each look asks every broker of the cluster that has some.
     #[must_use]
     pub fn look_pause(mut self, pause: Duration) -> Self {
         self.look_pause = pause;
